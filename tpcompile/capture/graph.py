@@ -1,0 +1,97 @@
+"""What capture hands to lowering: one traced graph in which every size and number knows its power of n."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpcompile.laws import Law
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A number ``coefficient * n**exponent`` recognised by comparing the probe widths."""
+
+    coefficient: float
+    exponent: Fraction
+
+
+@dataclass(frozen=True)
+class Size:
+    """The length of an axis, ``coefficient * n**power``; ``power`` 0 is a finite axis."""
+
+    coefficient: Fraction
+    power: int
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference to another node of the graph, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where in the user's model a value comes from."""
+
+    module: str  # module path ("" outside any submodule)
+    phase: str  # "forward", "backward", "update", "loss", "test", "tangent"
+    step: int
+    source: str | None = None  # "file.py:12" where the tracer knows it
+
+    def __str__(self) -> str:
+        place = f"module '{self.module}'" if self.module else "the model's own forward"
+        if self.phase == "update":
+            place = "the optimizer's update" + (f" of '{self.module}'" if self.module else "")
+        elif self.phase == "loss":
+            place = "the loss"
+        elif self.phase == "backward":
+            place = "the backward pass" + (f" of '{self.module}'" if self.module else "")
+        text = f"{place}, step {self.step}"
+        return text + (f" ({self.source})" if self.source else "")
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """One ATen call, placeholder or constant of the traced training run.
+
+    ``args`` and ``kwargs`` hold :class:`Ref` for other nodes, :class:`Scaled` for numbers that change
+    with the width, and plain Python values for all else, nested in tuples. ``shape`` is None for
+    multi-output operations, whose outputs are read by ``operator.getitem`` nodes.
+    """
+
+    name: str
+    kind: str  # "parameter", "buffer", "data", "constant", "call"
+    target: Any  # OpOverload or operator.getitem for calls; parameter or data name otherwise
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    shape: tuple[Size, ...] | None
+    dtype: torch.dtype | None
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The traced graph of a model and its unrolled training, aligned over the probe widths.
+
+    ``outputs`` maps names to nodes: ``outputs/<t>``, ``test_outputs/<t>``, ``loss/<t>``,
+    ``activation/<name>/<t>`` and ``test_activation/<name>/<t>`` (before step t; the last t is after
+    the last step), and, when traced with ``tangent=True``, ``jacobian/<parameter>/<t>`` of shape
+    (N, k, *parameter shape) with k the flattened output.
+    """
+
+    nodes: tuple[GraphNode, ...]
+    outputs: dict[str, Ref]
+    data: dict[str, torch.Tensor]  # finite tensors: inputs, targets, constants met while tracing
+    laws: dict[str, Law]  # of every parameter, buffer and width-sized constant, by node name
+    learning_rates: dict[str, Scaled]  # of every parameter, from the optimizer's groups (1 without one)
+    activations: tuple[str, ...]
+    steps: int
+    graph_module: fx.GraphModule  # traced at the first probe width
+    widths: tuple[int, ...]
+    output_shape: tuple[int, ...]  # of one input's output
