@@ -207,6 +207,7 @@ def test_dict_is_json_and_tables_print(capsys):
     from rich.console import Console
 
     result = limit(k=3, ntk=shares(3))
+    assert result.loss is not None
     bad = result.loss.clone()
     bad[1] = math.nan
     result = limit(k=3, ntk=shares(3), loss=bad)
