@@ -1,0 +1,19 @@
+"""The absolute value."""
+
+import sympy as sp
+import torch
+
+from tpcompile.nonlin.record import Nonlinearity, always
+
+ABS = Nonlinearity(
+    name="abs",
+    targets=("aten.abs.default",),
+    fn=torch.abs,
+    sympy=lambda x: sp.Abs(x),
+    derivatives=always((torch.sign,)),
+    smoothness=always(1),
+    kinks=always((0.0,)),
+    parity=always("even"),
+    homogeneity=always(1),
+    growth=always(("polynomial", 1, 1.0, 1.0)),
+)

@@ -1,0 +1,35 @@
+"""sinh, cosh and asinh (tanh has its own file)."""
+
+import sympy as sp
+import torch
+
+from tpcompile.nonlin.record import Nonlinearity, always
+
+SINH = Nonlinearity(
+    name="sinh",
+    targets=("aten.sinh.default",),
+    fn=torch.sinh,
+    sympy=lambda x: sp.sinh(x),
+    derivatives=always((torch.cosh, torch.sinh)),
+    parity=always("odd"),
+    growth=always(("exponential",)),
+)
+
+COSH = Nonlinearity(
+    name="cosh",
+    targets=("aten.cosh.default",),
+    fn=torch.cosh,
+    sympy=lambda x: sp.cosh(x),
+    derivatives=always((torch.sinh, torch.cosh)),
+    parity=always("even"),
+    growth=always(("exponential",)),
+)
+
+ASINH = Nonlinearity(
+    name="asinh",
+    targets=("aten.asinh.default",),
+    fn=torch.asinh,
+    sympy=lambda x: sp.asinh(x),
+    parity=always("odd"),
+    growth=always(("logarithmic",)),
+)
