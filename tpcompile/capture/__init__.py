@@ -1,1 +1,196 @@
+"""From the user's PyTorch factory to one traced graph that knows its powers of the width."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from tpcompile.capture.align import Aligned, align, prune, simplify
+from tpcompile.capture.arguments import check_arguments
+from tpcompile.capture.constants import fold_constants, graph_module, value_or_law
+from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size
+from tpcompile.capture.initialisation import parameter_laws
+from tpcompile.capture.powers import power_of
+from tpcompile.capture.probe import Probe, build, check_shapes, preserved_state
+from tpcompile.capture.tap import tap
+from tpcompile.capture.unroll import ProbeTrace, trace_run
+from tpcompile.errors import FactoryError, InitialisationError, UsageError
+from tpcompile.laws import Constant, Law
+
+__all__ = ["Capture", "GraphNode", "Origin", "Ref", "Scaled", "Size", "capture", "tap"]
+
+
+def capture(
+    make: Callable[[int], Any],
+    inputs: Any,
+    targets: Any = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    steps: int = 0,
+    test_inputs: torch.Tensor | None = None,
+    *,
+    init: Mapping[str, Law] | None = None,
+    widths: Sequence[int] | None = None,
+    tangent: bool = False,
+) -> Capture:
+    """Trace ``steps`` training steps of the factory's model at a few widths and compare them.
+
+    ``inputs`` and ``targets`` are tensors (full batch) or lists of one minibatch a step. The result's
+    graph has every size and number as a power of the width, and every parameter its law.
+    ``tangent=True`` adds the per-sample Jacobians. Raises a :class:`~tpcompile.errors.TpcompileError`
+    that names the place for everything that cannot be captured.
+    """
+    arguments = check_arguments(make, inputs, targets, loss, optimizer, steps, test_inputs, init, widths, tangent)
+    with preserved_state():
+        probes = [build(arguments, width) for width in arguments.widths]
+        check_shapes(probes)
+        traces = [trace_run(p.module, p.updates, arguments, p.width) for p in probes]
+        aligned = align(traces)
+        recordings = {p.width: p.recording for p in probes}
+        folded = fold_constants(aligned, recordings)
+        kept, activations = _select_activations(folded.aligned, traces[0])
+        final = prune(simplify(kept))
+        final, data, laws = _leaf_values(final, probes, arguments.init)
+        used = set(final.nodes)
+        data |= {name: value for name, value in folded.data.items() if name in used}
+        laws |= {name: law for name, law in folded.laws.items() if name in used}
+        return Capture(
+            nodes=tuple(final.nodes.values()),
+            outputs=final.outputs,
+            data=arguments.data() | data,
+            laws=laws,
+            learning_rates=_learning_rates(probes),
+            activations=activations,
+            steps=arguments.steps,
+            graph_module=graph_module(final, data),
+            widths=arguments.widths,
+            output_shape=traces[0].output_shape,
+        )
+
+
+def _select_activations(aligned: Aligned, trace: ProbeTrace) -> tuple[Aligned, tuple[str, ...]]:
+    """Keep the activations that the user tapped, and module outputs with a batch and a width axis."""
+    _check_outputs_finite(aligned)
+
+    def wanted(key: str) -> bool:
+        kind, rest = key.split("/", 1)
+        if kind not in ("activation", "test_activation"):
+            return True
+        if rest.rsplit("/", 1)[0] in trace.taps:
+            return True
+        return rest.rsplit("/", 1)[0] in names
+
+    names: list[str] = []
+    batch = aligned.nodes[aligned.outputs["outputs/0"].name].shape
+    assert batch is not None
+    for key, ref in aligned.outputs.items():
+        kind, _, rest = key.partition("/")
+        name, _, step = rest.rpartition("/")
+        if kind != "activation" or step != "0":
+            continue
+        shape = aligned.nodes[ref.name].shape or ()
+        grown = bool(shape) and shape[0] == batch[0] and sum(s.power for s in shape) == 1
+        if grown or name in trace.taps:
+            names.append(name)
+    outputs = {key: ref for key, ref in aligned.outputs.items() if wanted(key)}
+    return Aligned(aligned.nodes, outputs, aligned.rows), tuple(names)
+
+
+def _check_outputs_finite(aligned: Aligned) -> None:
+    node = aligned.nodes[aligned.outputs["outputs/0"].name]
+    if node.shape and any(size.power for size in node.shape):
+        raise FactoryError(
+            f"the model's output grows with the width: {_show_shape(node.shape)}",
+            where=str(node.origin),
+            advice="the output must have a fixed size; add a readout layer",
+        )
+
+
+def _show_shape(shape: tuple[Size, ...]) -> str:
+    def show(size: Size) -> str:
+        if size.power == 0:
+            return str(size.coefficient)
+        power = "n" if size.power == 1 else f"n^{size.power}"
+        return power if size.coefficient == 1 else f"{size.coefficient}*{power}"
+
+    return "(" + ", ".join(show(s) for s in shape) + ")"
+
+
+def _leaf_values(
+    aligned: Aligned, probes: Sequence[Probe], overrides: dict[str, Law]
+) -> tuple[Aligned, dict[str, torch.Tensor], dict[str, Law]]:
+    """Laws of parameters and buffers; a fixed buffer that is the same at every width becomes a constant."""
+    recordings = {p.width: p.recording for p in probes}
+    widths = tuple(recordings)
+    leaves = {node.target: name for name, node in aligned.nodes.items() if node.kind in ("parameter", "buffer")}
+    unknown = sorted(set(overrides) - set(leaves))
+    if unknown:
+        raise UsageError(
+            f"'{unknown[0]}' is not a parameter of the model",
+            where="init",
+            advice=f"parameters: {', '.join(leaves)}",
+        )
+    buffers = [dict(p.module.named_buffers()) for p in probes]
+    nodes, data, laws = dict(aligned.nodes), {}, {}
+    random_buffers: list[str] = []
+    for target in buffers[0]:
+        if target in overrides:
+            random_buffers.append(target)
+            continue
+        values = [b[target] for b in buffers]
+        found = _fixed(values, target, probes, widths)
+        if found is None:
+            random_buffers.append(target)
+        elif isinstance(found, torch.Tensor):
+            data[leaves[target]] = found
+        else:
+            laws[leaves[target]] = found
+    tensors = {
+        p.width: {
+            **dict(p.module.named_parameters()),
+            **{name: b[name] for name in random_buffers},
+        }
+        for p, b in zip(probes, buffers, strict=True)
+    }
+    for target, law in parameter_laws(recordings, tensors, overrides).items():
+        laws[leaves[target]] = law
+    return Aligned(nodes, aligned.outputs, aligned.rows), data, laws
+
+
+def _fixed(
+    values: list[torch.Tensor], name: str, probes: Sequence[Probe], widths: tuple[int, ...]
+) -> torch.Tensor | Law | None:
+    """A buffer's data or constant law by its values, unless it is a recorded random draw."""
+    recordings = {p.width: p.recording for p in probes}
+    found = value_or_law(values, widths)
+    if found is None:
+        return None
+    try:
+        law = parameter_laws(recordings, {w: {name: v} for w, v in zip(widths, values, strict=True)})[name]
+    except InitialisationError:
+        return found
+    return found if isinstance(law, Constant) else None
+
+
+def _learning_rates(probes: Sequence[Probe]) -> dict[str, Scaled]:
+    """Of every parameter that trains: from the optimizer's groups, 1 without an optimizer, 0 outside its groups."""
+    widths = [p.width for p in probes]
+    without = probes[0].updates.kind is None
+    rates = {}
+    for name, parameter in probes[0].module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        values = [1.0 if without else p.updates.learning_rates.get(name, 0.0) for p in probes]
+        scaled = power_of(values, widths)
+        if scaled is None:
+            shown = ", ".join(f"width {n}: {v:.8g}" for n, v in zip(widths, values, strict=True))
+            raise FactoryError(
+                f"the learning rate of '{name}' is not c * n^e ({shown})",
+                where=f"the optimizer's group of parameter '{name}'",
+                advice="use a constant times a power of the width",
+            )
+        rates[name] = scaled if scaled.coefficient else Scaled(0.0, Fraction(0))
+    return rates

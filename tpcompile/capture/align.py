@@ -1,0 +1,215 @@
+"""Compare the graphs of the probe widths node by node and learn the powers of the width."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpcompile.capture.graph import GraphNode, Origin, Ref, Size
+from tpcompile.capture.powers import power_of, size_of
+from tpcompile.capture.unroll import ProbeTrace
+from tpcompile.errors import FactoryError
+
+_aten = torch.ops.aten
+# In a graph without mutation these return their argument's entries (the last three if the shape stays).
+_IDENTITY = frozenset(
+    {
+        _aten.detach.default,
+        _aten.alias.default,
+        _aten.clone.default,
+        _aten.lift_fresh.default,
+        _aten.lift_fresh_copy.default,
+    }
+)
+_IDENTITY_IF_SAME_SHAPE = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.expand.default})
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """One graph with powers of the width. ``rows`` gives, by node name, the fx node at each width."""
+
+    nodes: dict[str, GraphNode]
+    outputs: dict[str, Ref]
+    rows: dict[str, tuple[fx.Node, ...]]
+
+
+def align(traces: Sequence[ProbeTrace]) -> Aligned:
+    """Match the graphs; a difference is a :class:`FactoryError` that names its place."""
+    widths = [trace.width for trace in traces]
+    lists = [live_nodes(trace) for trace in traces]
+    _check_structure(lists, widths)
+    names: list[dict[fx.Node, str]] = [{} for _ in traces]
+    nodes: dict[str, GraphNode] = {}
+    rows: dict[str, tuple[fx.Node, ...]] = {}
+    placeholders = iter(traces[0].placeholders)
+    for row in zip(*lists, strict=True):
+        first = row[0]
+        for table, node in zip(names, row, strict=True):
+            table[node] = first.name
+        kind, target = next(placeholders) if first.op == "placeholder" else _kind(first)
+        compare = _Comparison(first, widths, names)
+        nodes[first.name] = GraphNode(
+            name=first.name,
+            kind=kind,
+            target=target,
+            args=compare.value([n.args for n in row]) if kind == "call" else (),
+            kwargs=tuple((k, compare.value([n.kwargs[k] for n in row])) for k in first.kwargs),
+            shape=compare.shape([n.meta.get("shape") for n in row]),
+            dtype=first.meta.get("dtype"),
+            origin=first.meta["origin"],
+        )
+        rows[first.name] = row
+    outputs = {name: Ref(node.name) for name, node in traces[0].outputs.items()}
+    return Aligned(nodes, outputs, rows)
+
+
+def live_nodes(trace: ProbeTrace) -> list[fx.Node]:
+    """All placeholders, and the nodes that some output depends on, in order."""
+    live = set(trace.outputs.values())
+    kept = []
+    for node in reversed(trace.graph.nodes):
+        if node.op == "placeholder" or node in live:
+            kept.append(node)
+            live.update(node.all_input_nodes)
+    return [node for node in reversed(kept) if node.op != "output"]
+
+
+def simplify(aligned: Aligned) -> Aligned:
+    """Read through operations that return their argument unchanged."""
+    through: dict[str, Ref] = {}
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return through.get(value.name, value)
+        return tuple(resolve(v) for v in value) if isinstance(value, tuple) else value
+
+    nodes = {}
+    for name, node in aligned.nodes.items():
+        args = resolve(node.args)
+        kwargs = tuple((k, resolve(v)) for k, v in node.kwargs)
+        source = aligned.nodes[args[0].name] if args and isinstance(args[0], Ref) else None
+        same = source is not None and source.shape == node.shape and source.dtype == node.dtype
+        inverse = source is not None and source.target is node.target and _undoes(source, args)
+        if node.target in _IDENTITY or (node.target in _IDENTITY_IF_SAME_SHAPE and same):
+            through[name] = args[0]
+        elif inverse and source is not None:
+            through[name] = nodes[source.name].args[0]
+        else:
+            nodes[name] = GraphNode(name, node.kind, node.target, args, kwargs, node.shape, node.dtype, node.origin)
+    return Aligned(nodes, {k: resolve(v) for k, v in aligned.outputs.items()}, aligned.rows)
+
+
+def _undoes(source: GraphNode, args: tuple[Any, ...]) -> bool:
+    """True if two equal transpositions follow each other."""
+    if source.target is _aten.t.default:
+        return True
+    return source.target is _aten.transpose.int and set(source.args[1:]) == set(args[1:])
+
+
+def prune(aligned: Aligned) -> Aligned:
+    """Drop the nodes that no output depends on; inputs of the graph stay."""
+    live = {ref.name for ref in aligned.outputs.values()}
+    kept = []
+    for name, node in reversed(aligned.nodes.items()):
+        if name in live or node.kind in ("parameter", "buffer", "data"):
+            kept.append((name, node))
+            live.update(references(node.args) | references(node.kwargs))
+    return Aligned(dict(reversed(kept)), aligned.outputs, aligned.rows)
+
+
+def references(value: Any) -> set[str]:
+    """Names of the nodes that an argument refers to."""
+    if isinstance(value, Ref):
+        return {value.name}
+    return set().union(*(references(v) for v in value)) if isinstance(value, tuple) else set()
+
+
+def _kind(node: fx.Node) -> tuple[str, Any]:
+    return ("constant", node.target) if node.op == "get_attr" else ("call", node.target)
+
+
+def describe(node: fx.Node) -> str:
+    """A node in words: its operation, or its name for an input."""
+    return str(node.target) if node.op == "call_function" and node.target is not operator.getitem else node.name
+
+
+def _check_structure(lists: Sequence[list[fx.Node]], widths: Sequence[int]) -> None:
+    for other, width in zip(lists[1:], widths[1:], strict=True):
+        for a, b in zip(lists[0], other, strict=False):
+            if a.op != b.op or (a.op != "get_attr" and a.target is not b.target and a.target != b.target):
+                raise FactoryError(
+                    f"the graph changes with the width: {describe(a)} at width {widths[0]} "
+                    f"but {describe(b)} at width {width}",
+                    where=_places(a.meta["origin"], b.meta["origin"]),
+                    advice="the model must do the same at every width; widths=(...) chooses the probe widths",
+                )
+        if len(lists[0]) != len(other):
+            longer = max(lists[0], other, key=len)
+            extra = longer[min(len(lists[0]), len(other))]
+            raise FactoryError(
+                f"the graph changes with the width: {len(lists[0])} operations at width {widths[0]} "
+                f"but {len(other)} at width {width}; the first extra one is {describe(extra)}",
+                where=str(extra.meta["origin"]),
+                advice="the model must do the same at every width; widths=(...) chooses the probe widths",
+            )
+
+
+def _places(a: Origin, b: Origin) -> str:
+    return str(a) if str(a) == str(b) else f"{a} / {b}"
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Compares one node's arguments over the widths."""
+
+    node: fx.Node
+    widths: Sequence[int]
+    names: Sequence[dict[fx.Node, str]]
+
+    def value(self, values: Sequence[Any]) -> Any:
+        first = values[0]
+        if any(isinstance(v, fx.Node) for v in values):
+            found = {t.get(v, "?") if isinstance(v, fx.Node) else "?" for t, v in zip(self.names, values, strict=True)}
+            if len(found) > 1 or "?" in found:
+                raise self._error("reads different values at different widths")
+            return Ref(found.pop())
+        if isinstance(first, (list, tuple)):
+            if any(not isinstance(v, (list, tuple)) or len(v) != len(first) for v in values):
+                raise self._error(f"has arguments of different lengths at different widths ({self._show(values)})")
+            return tuple(self.value(items) for items in zip(*values, strict=True))
+        if all(type(v) is type(first) and v == first for v in values):
+            return first
+        if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+            raise self._error(f"has an argument that changes with the width ({self._show(values)})")
+        scaled = power_of(values, self.widths)
+        if scaled is None:
+            raise self._error(
+                f"has an argument that is not c * n^e, a constant times a power of the width ({self._show(values)})"
+            )
+        return scaled
+
+    def shape(self, shapes: Sequence[tuple[int, ...] | None]) -> tuple[Size, ...] | None:
+        first = shapes[0]
+        if first is None:
+            return None
+        if any(s is None or len(s) != len(first) for s in shapes):
+            raise self._error(f"has a different number of axes at different widths ({self._show(shapes)})")
+        sizes = [size_of(lengths, self.widths) for lengths in zip(*(s for s in shapes if s is not None), strict=True)]
+        if any(s is None for s in sizes):
+            raise self._error(f"has an axis that is not proportional to the width ({self._show(shapes)})")
+        return tuple(s for s in sizes if s is not None)
+
+    def _show(self, values: Sequence[Any]) -> str:
+        return ", ".join(f"width {n}: {v}" for n, v in zip(self.widths, values, strict=True))
+
+    def _error(self, what: str) -> FactoryError:
+        return FactoryError(
+            f"{describe(self.node)} {what}",
+            where=str(self.node.meta["origin"]),
+            advice="sizes must be proportional to the width, and numbers c * width**e",
+        )

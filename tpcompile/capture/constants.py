@@ -1,0 +1,124 @@
+"""Values of the graph that depend on no input: data, or a law that scales with the width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tpcompile.capture.align import Aligned, describe
+from tpcompile.capture.initialisation import Recording, parameter_laws
+from tpcompile.capture.powers import power_of
+from tpcompile.errors import FactoryError, InitialisationError
+from tpcompile.laws import Constant, Law
+
+_FLOAT32_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The graph with constant nodes in place of constant calls, their data and their laws."""
+
+    aligned: Aligned
+    data: dict[str, Tensor]
+    laws: dict[str, Law]
+
+
+def fold_constants(aligned: Aligned, recordings: Mapping[int, Recording]) -> Folded:
+    """Every node whose value depends on no input becomes a constant where its law is known.
+
+    A call whose value is neither the same at all widths nor uniform stays a call; a tensor that the
+    model holds on to (neither parameter nor buffer) must have a recorded law then.
+    """
+    widths = tuple(recordings)
+    nodes = dict(aligned.nodes)
+    data: dict[str, Tensor] = {}
+    laws: dict[str, Law] = {}
+    for name, row in aligned.rows.items():
+        node = nodes[name]
+        if node.kind not in ("call", "constant") or not row[0].meta["constant"] or node.shape is None:
+            continue
+        values = [n.meta["value"] for n in row]
+        found = _recorded(values, recordings) if node.kind == "constant" else None
+        found = found if found is not None else value_or_law(values, widths)
+        if found is None:
+            if node.kind == "constant":
+                raise FactoryError(
+                    f"a constant tensor of shape {tuple(values[0].shape)} (at width {widths[0]}) is neither the same "
+                    "at every width nor uniform with value c * n^e",
+                    where=str(node.origin),
+                    advice="draw or fill it in the factory with torch, and register it as a buffer",
+                )
+            continue
+        if isinstance(found, Tensor):
+            data[name] = found
+        else:
+            laws[name] = found
+        nodes[name] = replace(node, kind="constant", target=name, args=(), kwargs=())
+    return Folded(replace(aligned, nodes=nodes), data, laws)
+
+
+def _recorded(values: Sequence[Tensor], recordings: Mapping[int, Recording]) -> Law | None:
+    """The recorded law if it is random; constants are read from the values."""
+    named = {width: {"constant": value} for width, value in zip(recordings, values, strict=True)}
+    try:
+        law = parameter_laws(recordings, named)["constant"]
+    except InitialisationError:
+        return None
+    return None if isinstance(law, Constant) else law
+
+
+def value_or_law(values: Sequence[Tensor], widths: Sequence[int]) -> Tensor | Law | None:
+    """The tensor itself if the same at every width, a :class:`Constant` law if uniform, else None."""
+    first = values[0]
+    if all(v.shape == first.shape and torch.equal(v, first) for v in values):
+        return first.detach().clone()
+    if first.dtype == torch.bool or any(v.numel() == 0 for v in values):
+        return None
+    levels = []
+    for value in values:
+        level = value.reshape(-1)[0]
+        if not bool((value == level).all()):
+            return None
+        levels.append(float(level))
+    scaled = power_of(levels, widths, _FLOAT32_ROUNDING if first.dtype != torch.float64 else 1e-9)
+    return None if scaled is None else Constant(scaled.coefficient, scaled.exponent)
+
+
+def graph_module(aligned: Aligned, constants: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The final graph at the first probe width as an executable module, called with its inputs in order.
+
+    It returns a dict of the named outputs.
+    """
+    graph = fx.Graph()
+    root = torch.nn.Module()
+    made: dict[str, fx.Node] = {}
+
+    def argument(old: Any, new: Any) -> Any:
+        if isinstance(old, fx.Node):
+            return made[new.name]
+        if isinstance(old, (list, tuple)):
+            return type(old)(argument(o, n) for o, n in zip(old, new, strict=True))
+        return old
+
+    for name, node in aligned.nodes.items():
+        old = aligned.rows[name][0]
+        if node.kind in ("parameter", "buffer", "data"):
+            made[name] = graph.placeholder(name)
+        elif node.kind == "constant":
+            root.register_buffer(name, constants[name] if name in constants else old.meta["value"])
+            made[name] = graph.create_node("get_attr", name, name=name)
+        else:
+            kwargs = {k: argument(old.kwargs[k], v) for k, v in node.kwargs}
+            made[name] = graph.create_node("call_function", node.target, argument(old.args, node.args), kwargs, name)
+        made[name].meta = {k: v for k, v in old.meta.items() if k in ("shape", "dtype", "origin")}
+    graph.output({name: made[ref.name] for name, ref in aligned.outputs.items()})
+    return fx.GraphModule(root, graph)
+
+
+def explain(node: fx.Node) -> str:
+    """A node in words with its place."""
+    return f"{describe(node)} at {node.meta['origin']}"

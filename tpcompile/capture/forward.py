@@ -1,0 +1,132 @@
+"""The user's model as a function of its parameters and buffers, with its activations collected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpcompile.capture.origin import Position, reraise
+from tpcompile.capture.tap import listening
+from tpcompile.errors import CaptureError
+
+
+@dataclass
+class Collector:
+    """Activations of one forward pass, by name, in the order in which they are computed."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    taps: set[str] = field(default_factory=set)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+    _counts: dict[str, int] = field(default_factory=dict)
+    _alive: list[Tensor] = field(default_factory=list)
+
+    def module_output(self, name: str, value: Any) -> None:
+        """Keep a module's output, unless it is a tensor already kept or no tensor."""
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() == 0:
+            return
+        version = (id(value), value._version)
+        if version in self._seen:
+            return
+        self._seen.add(version)
+        self._keep(name, value)
+
+    def tapped(self, name: str, value: Tensor) -> None:
+        """Keep a value that the user named."""
+        self.taps.add(self._keep(name, value))
+
+    def _keep(self, name: str, value: Tensor) -> str:
+        count = self._counts.get(name, 0)
+        self._counts[name] = count + 1
+        unique = name if count == 0 else f"{name}:{count}"
+        self._alive.append(value)  # keeps id() unique
+        self.values[unique] = snapshot(value)
+        return unique
+
+
+def snapshot(value: Tensor) -> Tensor:
+    """The tensor's entries now, whatever is done to it in place later (a clone that is dropped again)."""
+    with torch.no_grad():
+        return value.detach().clone()
+
+
+class Model:
+    """The user's module with hooks that move the tracer's position and collect activations."""
+
+    def __init__(self, module: nn.Module, position: Position) -> None:
+        self.module = module
+        self.position = position
+        self._collector: Collector | None = None
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Install the hooks for the block."""
+        handles = []
+        for path, child in self.module.named_modules():
+            if path:
+                handles.append(child.register_forward_pre_hook(self._enter(path)))
+                handles.append(child.register_forward_hook(self._leave(path)))
+        try:
+            with listening(self._tap):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __call__(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Collector]:
+        """Output, buffers after the call (``buffers`` may be changed in place), activations."""
+        self._collector = collector = Collector()
+        self.position.modules.clear()
+        state = {**parameters, **buffers}
+        try:
+            output = torch.func.functional_call(self.module, state, (inputs,))
+        except Exception as error:
+            reraise(error, self.position, "the model fails on its inputs")
+        finally:
+            self._collector = None
+        self._check_output(output, inputs)
+        return output, {name: state[name] for name in buffers}, collector
+
+    def bare(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """Output alone, for use inside functional transforms."""
+        self.position.modules.clear()
+        return torch.func.functional_call(self.module, {**parameters, **buffers}, (inputs,))
+
+    def _enter(self, path: str):
+        return lambda module, args: self.position.modules.append(path)
+
+    def _leave(self, path: str):
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if self._collector is not None:
+                self._collector.module_output(path, output)
+            self.position.modules.pop()
+
+        return hook
+
+    def _tap(self, value: Tensor, name: str) -> None:
+        if self._collector is not None:
+            module = self.position.modules[-1] if self.position.modules else ""
+            self._collector.tapped(f"{module}.{name}" if module else name, value)
+
+    def _check_output(self, output: Any, inputs: Tensor) -> None:
+        where = str(self.position.origin())
+        if not isinstance(output, Tensor):
+            raise CaptureError(
+                f"the model returns {type(output).__name__}, not a tensor",
+                where=where,
+                advice="wrap it in a module that returns the one output tensor",
+            )
+        if output.is_complex():
+            raise CaptureError(f"the model returns complex numbers, {output.dtype}", where=where)
+        if output.dim() == 0 or output.shape[0] != inputs.shape[0]:
+            raise CaptureError(
+                f"the model returns shape {tuple(output.shape)} for a batch of {inputs.shape[0]}",
+                where=where,
+                advice="the first axis of the output must be the batch",
+            )

@@ -1,0 +1,55 @@
+"""Remove in-place operations and views of changed tensors from a traced graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpcompile.capture.origin import Position
+from tpcompile.capture.tracer import Tracer
+
+
+class _Replay(fx.Interpreter):
+    """Runs a traced graph again, so that a new tracer records it with the old origins."""
+
+    def __init__(self, module: fx.GraphModule, tracer: _OriginTracer) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._tracer = tracer
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._tracer.current = n.meta.get("origin")
+        return super().run_node(n)
+
+
+class _OriginTracer(Tracer):
+    current: Any = None
+
+    def _origin(self):
+        return self.current
+
+
+def functionalized(
+    graph: fx.Graph,
+    constants: dict[str, torch.Tensor],
+    inputs: list[torch.Tensor],
+    outputs: dict[str, fx.Node],
+) -> tuple[fx.Graph, dict[str, torch.Tensor], dict[str, fx.Node]]:
+    """The graph traced again under ``torch.func.functionalize``: same outputs, no mutation."""
+    graph.output(tuple(outputs.values()))
+    root = torch.nn.Module()
+    for name, value in constants.items():
+        root.register_buffer(name, value)
+    module = fx.GraphModule(root, graph)
+    tracer = _OriginTracer(Position())
+    with torch.no_grad():
+        for node, tensor in zip(graph.find_nodes(op="placeholder"), inputs, strict=True):
+            tracer.current = node.meta["origin"]
+            tracer.placeholder(node.target, tensor, "", protect=False)
+            new = tracer.node_of(tensor)
+            new.meta["origin"] = node.meta["origin"]
+        with tracer:
+            results = torch.func.functionalize(_Replay(module, tracer).run)(*inputs)
+    renamed = dict(zip(outputs, (tracer.node_of(r) for r in results), strict=True))
+    return tracer.graph, tracer.constants, renamed

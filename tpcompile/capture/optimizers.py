@@ -1,0 +1,95 @@
+"""Update rules read from the user's real optimizer object, as tensor arithmetic that can be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcompile.errors import CaptureError
+
+State = dict[str, Tensor]
+Group = Mapping[str, Any]
+Rule = Callable[[Group, Tensor, Tensor, State, int], tuple[Tensor, State]]
+
+_RULES: dict[type[torch.optim.Optimizer], Rule] = {}
+
+
+def rule(kind: type[torch.optim.Optimizer]) -> Callable[[Rule], Rule]:
+    """Register the update of one optimizer type: ``(group, p, grad, state, t) -> (new p, new state)``."""
+
+    def register(function: Rule) -> Rule:
+        _RULES[kind] = function
+        return function
+
+    return register
+
+
+@rule(torch.optim.SGD)
+def sgd(group: Group, p: Tensor, grad: Tensor, state: State, t: int) -> tuple[Tensor, State]:
+    """Stochastic gradient descent with momentum, dampening, weight decay and Nesterov's variant."""
+    g = -grad if group["maximize"] else grad
+    if group["weight_decay"]:
+        g = g + p * group["weight_decay"]
+    if group["momentum"]:
+        if "momentum" in state:
+            fresh = g if group["dampening"] == 0 else g * (1 - group["dampening"])
+            velocity = state["momentum"] * group["momentum"] + fresh
+        else:
+            velocity = g
+        state = {"momentum": velocity}
+        g = g + velocity * group["momentum"] if group["nesterov"] else velocity
+    return p - g * group["lr"], state
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The update rule of every trained parameter, by name, with its group's hyperparameters."""
+
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kind: type[torch.optim.Optimizer] | None = None
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        return {name: float(group["lr"]) for name, group in self.groups.items()}
+
+    def check_supported(self) -> None:
+        """Raise unless there is an update rule for the optimizer's type."""
+        if self.kind is not None and self.kind not in _RULES:
+            known = ", ".join(sorted(k.__name__ for k in _RULES))
+            raise CaptureError(
+                f"no update rule for optimizer type {self.kind.__module__}.{self.kind.__qualname__}",
+                where="the optimizer",
+                advice=f"supported: {known}",
+            )
+
+    def apply(self, name: str, p: Tensor, grad: Tensor, state: State, t: int) -> tuple[Tensor, State]:
+        """One parameter's new value and optimizer state after step ``t``."""
+        assert self.kind is not None
+        return _RULES[self.kind](self.groups[name], p, grad, state, t)
+
+
+def read_optimizer(optimizer: torch.optim.Optimizer | None, model: torch.nn.Module) -> Updates:
+    """Hyperparameters of each of the model's parameters that the optimizer updates."""
+    if optimizer is None:
+        return Updates()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups: dict[str, dict[str, Any]] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        settings = {k: _number(v) for k, v in group.items() if k != "params"}
+        for p in group["params"]:
+            if id(p) not in names:
+                raise CaptureError(
+                    f"a parameter of shape {tuple(p.shape)} does not belong to the model",
+                    where=f"the optimizer's parameter group {index}",
+                    advice="build the optimizer from the parameters of the model that the factory returns",
+                )
+            groups[names[id(p)]] = settings
+    return Updates(groups, type(optimizer))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value

@@ -1,0 +1,279 @@
+"""A dispatch mode that writes every ATen call of a real run into an fx graph.
+
+It records below autograd, so fused backward operations stay as they are, and runs the operations on
+real (small) tensors, so index errors and data dependence show where they happen. Every recorded
+tensor carries its node as an attribute, which lives exactly as long as the tensor.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tpcompile.capture.origin import Position, user_source
+from tpcompile.errors import CaptureError
+
+_ATTRIBUTE = "_tpcompile_node"
+
+# Operations that read the shape of their argument, not its entries.
+_VALUE_FREE = frozenset(
+    {
+        torch.ops.aten.ones_like.default,
+        torch.ops.aten.zeros_like.default,
+        torch.ops.aten.full_like.default,
+        torch.ops.aten.empty_like.default,
+        torch.ops.aten.new_zeros.default,
+        torch.ops.aten.new_ones.default,
+        torch.ops.aten.new_full.default,
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.new_empty_strided.default,
+    }
+)
+_READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
+# Operations that change their running statistics although their schema does not say so.
+_HIDDEN_MUTATION = {torch.ops.aten.native_batch_norm.default: (3, 4)}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the tracer needs to know of an operation, from its schema and tags."""
+
+    random: bool
+    reads_values: bool
+    mutated: tuple[int, ...]
+    mutated_names: tuple[str, ...]
+
+
+@cache
+def _facts(func: torch._ops.OpOverload) -> _Facts:
+    arguments = func._schema.arguments
+    mutated = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    return _Facts(
+        random=torch.Tag.nondeterministic_seeded in func.tags,
+        reads_values=bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)),
+        mutated=tuple(i for i, _ in mutated),
+        mutated_names=tuple(name for _, name in mutated),
+    )
+
+
+class Tracer(TorchDispatchMode):
+    """Records ATen calls into ``graph``; ``position`` says where in the model they happen.
+
+    Node metadata: ``shape`` and ``dtype`` of a tensor, ``origin``, ``constant`` (True if the value
+    depends on no placeholder), and then ``value``.
+    """
+
+    def __init__(self, position: Position) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.position = position
+        self.constants: dict[str, torch.Tensor] = {}
+        self.mutates = False
+        self._token = object()
+        self._protected: dict[int, str] = {}  # storage address of a placeholder: its description
+        self._foreign: dict[int, str] = {}  # parameters that must not be met outside their module
+        self._modules: dict[int, str] = {}  # autograd sequence number: module path of its forward
+        self._tagged: list[torch.Tensor] = []
+
+    # -- building -------------------------------------------------------------------------------
+
+    def placeholder(self, name: str, tensor: torch.Tensor, description: str, protect: bool) -> None:
+        """Make ``tensor`` an input of the graph; ``protect`` refuses in-place changes of it."""
+        node = self.graph.placeholder(name.replace(".", "_").replace("/", "_"))
+        node.meta["constant"] = False
+        self._describe(node, tensor)
+        if protect and tensor.numel():
+            self._protected[tensor.untyped_storage().data_ptr()] = description
+
+    def forbid(self, tensor: torch.Tensor, name: str) -> None:
+        """Refuse to meet ``tensor`` (an original parameter of the model) in the traced run."""
+        self._foreign[id(tensor)] = name
+
+    def node_of(self, tensor: torch.Tensor) -> fx.Node:
+        """The node of a tensor; a tensor that the trace has not seen becomes a constant."""
+        entry = tensor.__dict__.get(_ATTRIBUTE)
+        if entry is not None and entry[0] is self._token:
+            return entry[1]
+        return self._constant(tensor)
+
+    def release(self) -> None:
+        """Take the node attributes off tensors of the user's that the trace met."""
+        for tensor in self._tagged:
+            tensor.__dict__.pop(_ATTRIBUTE, None)
+
+    def _constant(self, tensor: torch.Tensor) -> fx.Node:
+        if id(tensor) in self._foreign:
+            raise CaptureError(
+                f"parameter '{self._foreign[id(tensor)]}' is reached by another way than its module's attribute",
+                where=str(self.position.origin(user_source())),
+                advice="read it as an attribute of its module in forward",
+            )
+        if isinstance(tensor, torch.nn.Parameter):
+            raise CaptureError(
+                f"a parameter of shape {tuple(tensor.shape)} is used that the module does not own",
+                where=str(self.position.origin(user_source())),
+                advice="assign it as an attribute of a module (or use nn.ParameterList instead of a list)",
+            )
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = tensor.detach()
+        node = self.graph.create_node("get_attr", name, name=name)
+        node.meta.update(constant=True, value=tensor.detach())
+        self._describe(node, tensor)
+        self._tagged.append(tensor)
+        return node
+
+    def _describe(self, node: fx.Node, tensor: torch.Tensor) -> None:
+        meta = node.meta
+        meta["shape"], meta["dtype"] = tuple(tensor.shape), tensor.dtype
+        if "origin" not in meta:
+            meta["origin"] = self.position.origin()
+        tensor.__dict__[_ATTRIBUTE] = (self._token, node)
+
+    # -- recording ------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        facts = _facts(func)
+        if facts.random:
+            raise CaptureError(
+                f"the random operation {func} runs inside the model",
+                where=str(self.position.origin(user_source())),
+                advice="call model.eval() in the factory to switch dropout off, or draw in the factory",
+            )
+        node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
+        if facts.reads_values and not self._is_constant(node_args):
+            raise CaptureError(
+                f"Python reads a computed value ({func}), so the graph would depend on the data",
+                where=str(self.position.origin(user_source())),
+                advice="avoid .item(), bool(tensor), `if tensor:` and boolean indexing on values in forward",
+            )
+        mutated = self._mutated(func, facts, args, kwargs)
+        if mutated:
+            self.mutates = True
+            self._check_mutation(func, mutated)
+        out = func(*args, **kwargs)
+        if func in _HIDDEN_MUTATION and mutated:
+            return self._batch_norm(func, args, node_args, mutated, out)
+        if isinstance(out, torch.Tensor) or (
+            isinstance(out, (tuple, list)) and any(isinstance(o, torch.Tensor) for o in out)
+        ):
+            self._record(func, node_args, node_kwargs, out, mutated)
+        elif mutated:  # multi-tensor in-place operations return nothing
+            node = self._call(func, node_args, node_kwargs)
+            node.meta["constant"] = False
+        return out
+
+    def _nodes(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.node_of(value)
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._nodes(v) for v in value])
+        if isinstance(value, dict):
+            return {k: self._nodes(v) for k, v in value.items()}
+        return value
+
+    def _is_constant(self, value: Any) -> bool:
+        if isinstance(value, fx.Node):
+            return value.meta["constant"]
+        if isinstance(value, (list, tuple)):
+            return all(self._is_constant(v) for v in value)
+        if isinstance(value, dict):
+            return all(self._is_constant(v) for v in value.values())
+        return True
+
+    def _mutated(self, func: Any, facts: _Facts, args: Any, kwargs: Any) -> list[torch.Tensor]:
+        values = [args[i] for i in facts.mutated if i < len(args)]
+        values += [kwargs[name] for name in facts.mutated_names if name in kwargs]
+        if func in _HIDDEN_MUTATION and args[5]:
+            values += [args[i] for i in _HIDDEN_MUTATION[func]]
+        flat = [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
+        return [v for v in flat if isinstance(v, torch.Tensor)]
+
+    def _check_mutation(self, func: Any, mutated: list[torch.Tensor]) -> None:
+        for tensor in mutated:
+            description = self._protected.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+            if description is None and self.node_of(tensor).op == "get_attr":
+                description = "a constant tensor"
+            if description is not None:
+                raise CaptureError(
+                    f"{func} changes {description} in place",
+                    where=str(self.position.origin(user_source())),
+                    advice="compute a new tensor instead; state that changes from step to step must be a buffer",
+                )
+
+    def _call(self, func: Any, node_args: Any, node_kwargs: Any) -> fx.Node:
+        node = self.graph.call_function(func, tuple(node_args), node_kwargs)
+        node.meta["origin"] = self._origin()
+        return node
+
+    def _record(self, func: Any, node_args: Any, node_kwargs: Any, out: Any, mutated: list[Any]) -> None:
+        node = self._call(func, node_args, node_kwargs)
+        constant = not mutated and (
+            func in _VALUE_FREE or (self._is_constant(node_args) and self._is_constant(node_kwargs))
+        )
+        node.meta["constant"] = constant
+        if isinstance(out, torch.Tensor):
+            if constant:
+                node.meta["value"] = out
+            self._describe(node, out)
+            return
+        for index, item in enumerate(out):
+            if isinstance(item, torch.Tensor):
+                child = self.graph.call_function(operator.getitem, (node, index))
+                child.meta.update(constant=constant, origin=node.meta["origin"])
+                if constant:
+                    child.meta["value"] = item
+                self._describe(child, item)
+
+    def _batch_norm(self, func: Any, args: Any, node_args: Any, buffers: list[torch.Tensor], out: Any) -> Any:
+        """Training-mode batch norm: the functional form, with the new statistics copied to the buffers."""
+        functional = torch.ops.aten._native_batch_norm_legit_functional.default
+        node = self._call(functional, node_args, {})
+        node.meta["constant"] = False
+        for index, item in enumerate([*out, *buffers]):
+            child = self.graph.call_function(operator.getitem, (node, index))
+            child.meta.update(constant=False, origin=node.meta["origin"])
+            if index < len(out):
+                self._describe(child, item)
+            else:
+                child.meta.update(shape=tuple(item.shape), dtype=item.dtype)
+                copy = self._call(torch.ops.aten.copy_.default, (self.node_of(item), child), {})
+                copy.meta["constant"] = False
+                self._describe(copy, item)
+        return out
+
+    def _origin(self):
+        position = self.position
+        current = torch._C._current_autograd_node()
+        if current is not None:
+            module = self._modules.get(current._sequence_nr(), "")
+            phase = position.phase if position.phase == "tangent" else "backward"
+            return type(position.origin())(module, phase, position.step)
+        if position.phase in ("backward", "update"):
+            return position.origin()
+        self._modules[torch.autograd._get_sequence_nr() - 1] = position.module
+        return position.origin(user_source())
+
+
+class ReadGuard(TorchFunctionMode):
+    """Refuses the ways of reading a tensor's entries that no ATen call shows (numpy, tolist)."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _READS and not self._tracer.node_of(args[0]).meta["constant"]:
+            raise CaptureError(
+                f"Python reads a computed value (Tensor.{func.__name__}), which cannot be traced",
+                where=str(self._tracer.position.origin(user_source())),
+                advice="stay with torch operations in forward",
+            )
+        return func(*args, **(kwargs or {}))
