@@ -1,1 +1,29 @@
+"""tpcompile: a compiler for the infinite-width limit of neural networks."""
 
+from tpcompile import errors, ir
+from tpcompile.capture.tap import tap
+from tpcompile.compiled import Compiled, compile
+from tpcompile.errors import TpcompileError
+from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
+from tpcompile.results import LimitResult, Result, SimulationResult, load_result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Compiled",
+    "Constant",
+    "Law",
+    "LimitResult",
+    "Normal",
+    "Orthogonal",
+    "Result",
+    "SimulationResult",
+    "TpcompileError",
+    "TruncatedNormal",
+    "Uniform",
+    "compile",
+    "errors",
+    "ir",
+    "load_result",
+    "tap",
+]

@@ -1,0 +1,254 @@
+"""``tp.compile``: from a factory to a program, and from the program to its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tpcompile.capture import capture
+from tpcompile.capture.graph import Capture
+from tpcompile.errors import UsageError
+from tpcompile.evaluate.limit import Estimate, Settings, Tick, estimate
+from tpcompile.ir import Program
+from tpcompile.laws import Law
+from tpcompile.lowering.request import Compilation, compile_capture
+from tpcompile.results import LimitResult, SimulationResult, TangentKernel
+
+Batches = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model and its training run, compiled to the infinite-width limit. Made by :func:`compile`."""
+
+    make: Callable[[int], Any]
+    inputs: Batches
+    targets: Batches | None
+    loss: Callable[..., Tensor] | None
+    optimizer: Callable[..., Any] | None
+    steps: int
+    test_inputs: Tensor | None
+    init: Mapping[str, Law] | None
+    widths: tuple[int, ...] | None
+    capture: Capture = field(repr=False)
+    compilation: Compilation = field(repr=False)
+
+    @property
+    def program(self) -> Program:
+        """The tensor program; ``str(program)`` is its text, ``program.graph()`` a networkx graph."""
+        return self.compilation.program
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The traced torch.fx graph at the first probe width."""
+        return self.capture.graph_module
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Names of the hidden activations that have a limit, in order."""
+        return self.compilation.activations
+
+    def evaluate(
+        self,
+        evaluator: str = "auto",
+        particles: int = 16384,
+        replicas: int = 4,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        *,
+        ensemble: int | None = None,
+        output_init: str | None = None,
+        extrapolate: bool = True,
+        dot: bool = True,
+        progress: Tick | None = None,
+    ) -> LimitResult:
+        """The limit of everything that was asked for.
+
+        ``particles`` (a power of two is best) stand for the coordinates of each width axis, ``replicas`` are
+        independent scramblings that give the standard errors, ``ensemble`` is the number of draws of the random
+        output at initialisation (default: twice its rank, at most 64), ``output_init="zero"`` conditions on
+        a zero output instead. ``extrapolate`` removes the bias of order 1/particles. ``dot=False`` drops the
+        response terms of the Master Theorem, which is wrong, and shows what they contribute.
+        Raises UsageError for bad arguments, EvaluationError where a value is not finite or particles are too few.
+        """
+        settings = _settings(evaluator, particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot)
+        names = ("outputs", "test_outputs")
+        over = tuple(f"{n}/{t}" for n in names for t in range(self.steps + 1) if f"{n}/{t}" in self.program.outputs)
+        found = estimate(self.program, settings, over, progress)
+        return _result(self, settings, found)
+
+    def tangent(self, settings: Settings, progress: Tick | None = None) -> TangentKernel:
+        """The tangent kernel at every step, by parameter; traced and evaluated on first use."""
+        with_jacobians = _capture(self, tangent=True)
+        program = compile_capture(with_jacobians, only=("ntk",)).program
+        found = estimate(program, settings, (), progress)
+        shares, errors = _shares(found.mean), _shares(found.stderr)
+        return TangentKernel(shares, errors)
+
+    def simulate(self, width: int, seed: int = 0, **options: Any) -> SimulationResult:
+        """The user's own model, really built at that width and really trained; see :func:`tpcompile.simulate.simulate`."""
+        from tpcompile.simulate import simulate
+
+        return simulate(
+            self.make,
+            self.inputs,
+            self.targets,
+            self.loss,
+            self.optimizer,
+            self.steps,
+            self.test_inputs,
+            width=width,
+            seed=seed,
+            activations=self.activations,
+            **options,
+        )
+
+    def check(self, widths: Sequence[int] = (256, 512, 1024), **options: Any) -> Any:
+        """Distance between the limit and the finite network with its fitted rate; see :func:`tpcompile.check.check`."""
+        from tpcompile.check import check
+
+        return check(self, widths, **options)
+
+
+def compile(
+    make: Callable[[int], Any],
+    inputs: Batches,
+    targets: Batches | None = None,
+    loss: Callable[..., Tensor] | None = None,
+    optimizer: Callable[..., Any] | None = None,
+    steps: int = 0,
+    test_inputs: Tensor | None = None,
+    *,
+    init: Mapping[str, Law] | None = None,
+    widths: Sequence[int] | None = None,
+) -> Compiled:
+    """Compile a model and its training run to the infinite-width limit.
+
+    ``make(width)`` returns a module, or (module, optimizer). ``inputs`` is ``(N, ...)``, or a list of ``steps``
+    minibatches, one a step; ``targets`` likewise. ``loss(output, target)`` returns a scalar. ``optimizer(params)``
+    makes the optimizer if ``make`` returns a bare module. ``init`` overrides the laws of parameters,
+    ``widths`` the probe widths. Raises a :class:`TpcompileError` that names the place for anything that has no limit
+    or cannot be traced.
+    """
+    captured = capture(make, inputs, targets, loss, optimizer, steps, test_inputs, init=init, widths=widths)
+    compilation = compile_capture(captured)
+    return Compiled(
+        make,
+        inputs,
+        targets,
+        loss,
+        optimizer,
+        steps,
+        test_inputs,
+        init,
+        tuple(widths) if widths is not None else None,
+        captured,
+        compilation,
+    )
+
+
+def _capture(c: Compiled, tangent: bool) -> Capture:
+    return capture(
+        c.make,
+        c.inputs,
+        c.targets,
+        c.loss,
+        c.optimizer,
+        c.steps,
+        c.test_inputs,
+        init=c.init,
+        widths=c.widths,
+        tangent=tangent,
+    )
+
+
+def _settings(
+    evaluator: str,
+    particles: int,
+    replicas: int,
+    seed: int,
+    dtype: torch.dtype,
+    ensemble: int | None,
+    output_init: str | None,
+    extrapolate: bool,
+    dot: bool,
+) -> Settings:
+    if evaluator not in ("auto", "particles"):
+        known = "'exact' and 'gaussian' are not there yet" if evaluator in ("exact", "gaussian") else "unknown"
+        raise UsageError(f"evaluator {evaluator!r}: {known}", advice="use 'auto' or 'particles'")
+    for name, value, least in (("particles", particles, 16), ("replicas", replicas, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UsageError(f"{name} must be an integer of at least {least}, found {value!r}")
+    if ensemble is not None and (not isinstance(ensemble, int) or ensemble < 2):
+        raise UsageError(f"ensemble must be an integer of at least 2, found {ensemble!r}")
+    if output_init not in (None, "zero"):
+        raise UsageError(f"output_init must be None or 'zero', found {output_init!r}")
+    if dtype not in (torch.float64, torch.float32):
+        raise UsageError(f"dtype must be torch.float64 or torch.float32, found {dtype}")
+    return Settings(particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot)
+
+
+def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
+    steps = range(c.steps + 1)
+    mean, stderr, covariance = found.mean, found.stderr, found.covariance
+    has_test = "test_outputs/0" in mean
+    has_loss = "loss/0" in mean
+    first = covariance.get("outputs/0")
+    targets = c.targets if c.targets is None or isinstance(c.targets, Tensor) else torch.cat(list(c.targets))
+    return LimitResult(
+        outputs=_series(mean, "outputs", steps),
+        outputs_stderr=_series(stderr, "outputs", steps),
+        test_outputs=_series(mean, "test_outputs", steps) if has_test else None,
+        test_outputs_stderr=_series(stderr, "test_outputs", steps) if has_test else None,
+        loss=torch.stack([mean[f"loss/{t}"] for t in steps]) if has_loss else None,
+        loss_stderr=torch.stack([stderr[f"loss/{t}"] for t in steps]) if has_loss else None,
+        activations=c.activations,
+        kernels={a: torch.stack([_kernel(mean, a, t) for t in steps]) for a in c.activations},
+        kernels_stderr={a: torch.stack([_kernel(stderr, a, t) for t in steps]) for a in c.activations},
+        feature_changes={a: torch.stack([_change(mean, a, t) for t in steps]) for a in c.activations},
+        targets=targets,
+        output_shape=c.capture.output_shape,
+        ntk_source=lambda: c.tangent(settings),
+        evaluator="particles",
+        why="the program has nonlinearities or training steps for which only particles apply",
+        particles=settings.particles,
+        replicas=settings.replicas,
+        seed=settings.seed,
+        outputs_cov=_stack(covariance, "outputs", steps) if first is not None else None,
+        test_outputs_cov=_stack(covariance, "test_outputs", steps) if first is not None and has_test else None,
+    )
+
+
+def _series(values: Mapping[str, Tensor], name: str, steps: range) -> Tensor:
+    stacked = _stack(values, name, steps)
+    return stacked if stacked.ndim > 2 else stacked[..., None]
+
+
+def _stack(values: Mapping[str, Tensor], name: str, steps: range) -> Tensor:
+    return torch.stack([values[f"{name}/{t}"] for t in steps])
+
+
+def _kernel(values: Mapping[str, Tensor], name: str, t: int) -> Tensor:
+    xx = values[f"kernel/{name}/{t}/xx"]
+    if f"kernel/{name}/{t}/zz" not in values:
+        return xx
+    xz, zz = values[f"kernel/{name}/{t}/xz"], values[f"kernel/{name}/{t}/zz"]
+    return torch.cat([torch.cat([xx, xz], 1), torch.cat([xz.T, zz], 1)])
+
+
+def _change(values: Mapping[str, Tensor], name: str, t: int) -> Tensor:
+    parts = [values[f"change/{name}/{t}/{a}"] for a in "xz" if f"change/{name}/{t}/{a}" in values]
+    return torch.cat(parts)
+
+
+def _shares(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    steps: dict[str, dict[int, Tensor]] = {}
+    for name, value in values.items():
+        parameter, _, t = name.removeprefix("ntk/").rpartition("/")
+        steps.setdefault(parameter, {})[int(t)] = value
+    # the program's axes are (N, k, N, k)
+    return {p: torch.stack([v[t].permute(0, 2, 1, 3) for t in sorted(v)]) for p, v in steps.items()}

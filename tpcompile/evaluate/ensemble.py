@@ -1,0 +1,228 @@
+"""Random scalars: the Gaussian sums of theory section 5 and random finite parameters, as an ensemble of draws.
+
+Everything that does not depend on them is evaluated once. The draws of an ensemble of 2 r members for r
+independent Gaussian numbers are ``±sqrt(r)`` times the rows of a random rotation: their mean and covariance are
+exact, so that whatever depends on them affinely (MSE loss in the kernel regime) has exact moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tpcompile.analysis.parity import Parity
+from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.domains import Domain
+from tpcompile.evaluate.frames import quantile
+from tpcompile.evaluate.particles import Progress, Run, limits
+from tpcompile.ir import Gaussian, Init, MatMul, Node, reachable, split_spec
+
+DEFAULT_MOST = 64  # members, unless the user asks for more
+
+
+@dataclass
+class _Joint:
+    """Gaussian scalars seen so far: their summands on the particles and one draw of their values."""
+
+    nodes: list[Node]
+    summands: list[Tensor]  # (entries, M) each
+    domains: list[Domain]
+
+    def covariance(self, particles: int, parity: Parity) -> Tensor:
+        """Joint covariance ``E[psi psi']`` of all entries."""
+        rows = []
+        for a, x, d in zip(self.nodes, self.summands, self.domains, strict=True):
+            row = []
+            for b, y, e in zip(self.nodes, self.summands, self.domains, strict=True):
+                if d != e:
+                    _check_settled(a, b, parity)
+                    row.append(x.new_zeros((x.shape[0], y.shape[0])))
+                else:
+                    row.append(x @ y.T / particles)
+            rows.append(torch.cat(row, 1))
+        return torch.cat(rows)
+
+
+def _check_settled(a: Node, b: Node, parity: Parity) -> None:
+    """Sums over different axes are uncorrelated if a flip of some parameter changes one sign and not the other."""
+    matrices = [{x for x in reachable([g]) if x.kind == "matrix" and isinstance(x.op, Init)} for g in (a, b)]
+    if not (matrices[0] & matrices[1]):
+        return
+
+    def odd(g: Node) -> set[frozenset[str]]:
+        return {s.odd for s in parity._products(g.operands)}
+
+    if all(x != y for x in odd(a) for y in odd(b)):
+        return
+    raise EvaluationError(
+        "two Gaussian sums over different widths meet the same matrix from both sides; their covariance is not settled",
+        where=f"{a!r} and {b!r}",
+        advice="theory section 5; condition on zero output with output_init='zero' if they enter the output only",
+    )
+
+
+def members(
+    run: Run, parity: Parity, ensemble: int | None, zero: frozenset[Node], progress: Progress
+) -> Iterator[dict[str, Tensor]]:
+    """The limits of all outputs, for every member of the ensemble (one if there is nothing random)."""
+    plan = run.plan
+    order = list(enumerate(plan.program.nodes))
+    needed_later = {x for _, node in order if node in plan.random for x in node.operands if x not in plan.random}
+    if not plan.scalars:
+        run.execute(order, lambda node, i: False, progress)
+        yield limits(plan, run.values, run.dtype)
+        return
+    fixed = [(i, node) for i, node in order if node not in plan.random]
+    run.execute(fixed, lambda node, i: node in needed_later, progress)
+    early = [g for g in plan.scalars if isinstance(g.op, Gaussian) and not any(x in plan.random for x in g.operands)]
+    joint = _Joint([], [], [])
+    for g in early:
+        _append(joint, run, g)
+    live = [g not in zero for g in early]
+    root = _root(joint, run, parity, live) if early else torch.zeros((0, 0), dtype=run.dtype)
+    generator = torch.Generator().manual_seed(run.seed * 31 + 17)
+    rank = root.shape[1]
+    others = [g for g in plan.scalars if g not in early and g not in zero]
+    draws = _design(rank, ensemble, bool(others), generator, run.dtype)
+    marks = _mark(run)
+    base = dict(run.values)
+    flexible = [(i, node) for i, node in order if node in plan.random]
+    for index, xi in enumerate(draws):
+        run.values = dict(base)
+        _rewind(run, marks)
+        _place(run, early, root @ xi)
+        sign = 1.0 if index % 2 == 0 else -1.0
+        if index % 2 == 0:
+            state = generator.get_state()
+        else:
+            generator.set_state(state)
+        member = _Joint(list(joint.nodes), list(joint.summands), list(joint.domains))
+        for i, node in flexible:
+            if node in run.values:
+                continue
+            if node in plan.scalars:
+                run.values[node] = _scalar(run, node, member, parity, zero, generator, sign)
+            else:
+                run.execute([(i, node)], lambda x, i: x in base or x in plan.scalars, progress)
+        yield limits(plan, run.values, run.dtype)
+
+
+def zeroed(run_plan_outputs: list[Node]) -> frozenset[Node]:
+    """The random scalars that the given outputs are made of, not looking through vectors."""
+    found: set[Node] = set()
+    stack = list(run_plan_outputs)
+    while stack:
+        node = stack.pop()
+        if isinstance(node.op, Gaussian) or (isinstance(node.op, Init) and node.kind == "scalar"):
+            found.add(node)
+        elif node.kind == "scalar" and not isinstance(node.op, MatMul):
+            stack.extend(node.operands)
+    return frozenset(found)
+
+
+def _append(joint: _Joint, run: Run, g: Node) -> None:
+    assert isinstance(g.op, Gaussian)
+    inputs, out = split_spec(g.op.spec)
+    width = next(
+        letter
+        for letters, x in zip(inputs, g.operands, strict=True)
+        for letter, dim in zip(letters, x.dims, strict=True)
+        if not isinstance(dim, int)
+    )
+    psi = torch.einsum(",".join(inputs) + "->" + out + width, *(run.values[x] for x in g.operands))
+    joint.nodes.append(g)
+    joint.summands.append(psi.reshape(-1, run.particles))
+    vector = next(x for x in g.operands if x.kind == "vector")
+    joint.domains.append(run.plan.domains.of[vector])
+
+
+def _root(joint: _Joint, run: Run, parity: Parity, live: list[bool]) -> Tensor:
+    """A matrix R with R R^T the covariance, rows of conditioned-to-zero scalars taken out, columns the rank."""
+    covariance = joint.covariance(run.particles, parity)
+    mask = torch.cat([torch.full((s.shape[0],), flag) for s, flag in zip(joint.summands, live, strict=True)])
+    free, held = torch.nonzero(mask)[:, 0], torch.nonzero(~mask)[:, 0]
+    c = covariance[free][:, free]
+    if len(held) and len(free):
+        cross = covariance[free][:, held]
+        c = c - cross @ torch.linalg.pinv(covariance[held][:, held], hermitian=True) @ cross.T
+    root = covariance.new_zeros((len(mask), 0))
+    if len(free):
+        values, vectors = torch.linalg.eigh(c)
+        keep = values > 1e-12 * values.max().clamp_min(1e-300)
+        root = covariance.new_zeros((len(mask), int(keep.sum())))
+        root[free] = vectors[:, keep] * values[keep].sqrt()
+    return root
+
+
+def _design(rank: int, ensemble: int | None, others: bool, generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
+    """Members as vectors of ``rank`` standard normals: antithetic pairs with exact mean, and covariance where 2 r fit."""
+    if rank == 0:
+        count = 1 if not others else (ensemble or DEFAULT_MOST)
+        return [torch.zeros(0, dtype=dtype) for _ in range(count)]
+    pairs = max(1, (ensemble if ensemble is not None else min(2 * rank, DEFAULT_MOST)) // 2)
+    out: list[Tensor] = []
+    while len(out) < 2 * pairs:
+        q, r = torch.linalg.qr(torch.randn((rank, rank), generator=generator, dtype=torch.float64))
+        q = q * r.diagonal().sign()
+        for row in q.T[: pairs - len(out) // 2]:
+            xi = (row * rank**0.5).to(dtype)
+            out += [xi, -xi]
+    return out
+
+
+def _place(run: Run, nodes: list[Node], values: Tensor) -> None:
+    offset = 0
+    for g in nodes:
+        shape = tuple(d for d in g.dims if isinstance(d, int))
+        size = torch.Size(shape).numel()
+        run.values[g] = values[offset : offset + size].reshape(shape)
+        offset += size
+
+
+def _scalar(
+    run: Run, node: Node, joint: _Joint, parity: Parity, zero: frozenset[Node], generator: torch.Generator, sign: float
+) -> Tensor:
+    """A random scalar whose law depends on the member: a finite parameter, or a Gaussian given the earlier ones."""
+    shape = tuple(d for d in node.dims if isinstance(d, int))
+    if node in zero:
+        return torch.zeros(shape, dtype=run.dtype)
+    if isinstance(node.op, Init):
+        u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(1e-15, 1 - 1e-15)
+        return quantile(node.op.law, u if sign > 0 else 1 - u).to(run.dtype)
+    known = sum(s.shape[0] for s in joint.summands)
+    old = [run.values[g].reshape(-1) for g in joint.nodes]
+    _append(joint, run, node)
+    c = joint.covariance(run.particles, parity)
+    size = c.shape[0] - known
+    mean = c.new_zeros(size)
+    conditional = c[known:, known:]
+    if known:
+        gain = c[known:, :known] @ torch.linalg.pinv(c[:known, :known], hermitian=True)
+        mean = gain @ torch.cat(old)
+        conditional = conditional - gain @ c[:known, known:]
+    values, vectors = torch.linalg.eigh(conditional)
+    noise = torch.randn(size, generator=generator, dtype=torch.float64).to(run.dtype)
+    return (mean + sign * (vectors * values.clamp_min(0).sqrt()) @ noise).reshape(shape)
+
+
+def _mark(run: Run) -> tuple[list[int], list[int]]:
+    """How many rows and Sobol dimensions are in use: where every member starts from."""
+    sources = [f.source.used for f in run.frames.values()]
+    rows = [r.count for m in run.matrices.values() for r in _rows(m)]
+    return sources, rows
+
+
+def _rewind(run: Run, marks: tuple[list[int], list[int]]) -> None:
+    for frame, used in zip(run.frames.values(), marks[0], strict=True):
+        frame.source.used = used
+    stacks = [r for m in run.matrices.values() for r in _rows(m)]
+    for stack, count in zip(stacks, marks[1], strict=True):
+        stack.count = count
+    run.buffers = {}
+
+
+def _rows(m) -> tuple:  # noqa: ANN001, ANN202
+    return m.out.basis, m.out.fresh, m.into.basis, m.into.fresh

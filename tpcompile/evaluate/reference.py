@@ -1,0 +1,52 @@
+"""The program at finite width, on the model's own weights: the test of every lowering rule (architecture, decision 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.semantics import execute
+from tpcompile.ir import Contract, Data, Init, MatMul, Node, Program, Width
+
+
+def run(
+    program: Program, weights: Mapping[str, Tensor], width: int, dtype: torch.dtype = torch.float64
+) -> dict[Node, Tensor]:
+    """Every node's value of a program that was lowered at ``width``, from actual weights.
+
+    Such a program has each power of n as a number, so its outputs equal the traced graph's to rounding.
+    """
+    values: dict[Node, Tensor] = {}
+
+    def length(w: Width) -> int:
+        n = w.ratio * width
+        if n.denominator != 1:
+            raise EvaluationError(f"width {width} does not divide into axes of {w}")
+        return int(n)
+
+    for node in program.nodes:
+        op = node.op
+        x = [values[y] for y in node.operands]
+        match op:
+            case Data(name=name):
+                tensor = program.data[name]
+                values[node] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            case Init(name=name):
+                values[node] = (
+                    weights[name].to(dtype).reshape(tuple(length(d) if isinstance(d, Width) else d for d in node.dims))
+                )
+            case MatMul(transpose=transpose):
+                matrix = x[0].T if transpose else x[0]
+                axis = next(i for i, d in enumerate(node.dims) if isinstance(d, Width))
+                values[node] = torch.movedim(torch.movedim(x[1], axis, -1) @ matrix.T, -1, axis)
+            case Contract():
+                summed = op.contracted_width(tuple(y.dims for y in node.operands))
+                scale = 1.0 if summed is None else 1.0 / float(summed.ratio * Fraction(width))
+                values[node] = execute(op, x, node.dims, length, dtype) * scale
+            case _:
+                values[node] = execute(op, x, node.dims, length, dtype)
+    return values

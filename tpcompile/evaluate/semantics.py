@@ -1,0 +1,104 @@
+"""What each instruction computes on tensors: the same torch function at finite width and on particles.
+
+A width axis is a torch axis of the length of the width, or of the number of particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcompile import nonlin
+from tpcompile.errors import EvaluationError
+from tpcompile.ir import (
+    Concat,
+    Const,
+    Contract,
+    Dims,
+    Expand,
+    Finite,
+    Map,
+    Mul,
+    Op,
+    Permute,
+    Slice,
+    Sum,
+    Unslice,
+    View,
+    Width,
+)
+
+Length = Callable[[Width], int]
+
+
+def shape(dims: Dims, length: Length) -> tuple[int, ...]:
+    """Torch shape of IR dims."""
+    return tuple(length(d) if isinstance(d, Width) else d for d in dims)
+
+
+def execute(op: Op, x: Sequence[Tensor], dims: Dims, length: Length, dtype: torch.dtype) -> Tensor:
+    """The value of an instruction that draws nothing; width axes are averaged by :class:`Contract`."""
+    match op:
+        case Const(value=value):
+            return torch.tensor(value, dtype=dtype)
+        case Map(fn=fn, order=order, params=params):
+            return nonlin.evaluate(fn, x[0], order, **dict(params))
+        case Sum(coefficients=coefficients):
+            return _sum(coefficients, x)
+        case Mul():
+            out = x[0] * x[1]
+            for factor in x[2:]:
+                out = out * factor
+            return out
+        case Contract(spec=spec):
+            return torch.einsum(spec, *x)
+        case Concat(axis=axis):
+            return torch.cat(list(x), dim=axis)
+        case View():
+            return x[0].reshape(shape(dims, length))
+        case Permute(order=order):
+            return x[0].permute(order)
+        case Expand():
+            return x[0].expand(shape(dims, length))
+        case Slice(axis=axis, start=start, stop=stop, step=step):
+            return x[0][(slice(None),) * axis + (slice(start, stop, step),)]
+        case Unslice(axis=axis, start=start, stop=stop, step=step):
+            out = x[0].new_zeros(shape(dims, length))
+            out[(slice(None),) * axis + (slice(start, stop, step),)] = x[0]
+            return out
+        case Finite():
+            return _finite(op, x)
+    raise EvaluationError(f"no evaluation of the instruction '{op.mnemonic}'")
+
+
+def _sum(coefficients: Sequence[float], x: Sequence[Tensor]) -> Tensor:
+    out = x[0] if coefficients[0] == 1.0 else x[0] * coefficients[0]
+    for c, y in zip(coefficients[1:], x[1:], strict=True):
+        out = torch.add(out, y, alpha=c)
+    return out
+
+
+def _finite(op: Finite, x: Sequence[Tensor]) -> Tensor:
+    def decode(a: Any) -> Any:
+        if isinstance(a, tuple):
+            if len(a) == 2 and a[0] == "%":
+                return x[a[1]]
+            return [decode(b) for b in a]
+        return a
+
+    kwargs = {k: decode(v) for k, v in op.kwargs}
+    result = overload(op.target)(*(decode(a) for a in op.args), **kwargs)
+    return result if op.index is None else result[op.index]
+
+
+@cache
+def overload(target: str) -> Callable[..., Any]:
+    """The ATen overload of a name such as ``aten.mm.default``."""
+    found: Any = torch.ops
+    for part in target.split("."):
+        found = getattr(found, part)
+    return found

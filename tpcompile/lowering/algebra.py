@@ -1,0 +1,328 @@
+"""Arithmetic of asymptotic series: sums, products, Taylor expansion, reshaping. Once, for all rules.
+
+Theory, section 3. ``depth`` says how far below its leading exponent a value is kept; what falls below is
+remembered as its remainder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from tpcompile import nonlin
+from tpcompile.analysis.parity import Parity
+from tpcompile.errors import UnstableError, UnsupportedOperationError
+from tpcompile.ir import Builder, Const, Dims, Expand, Map, Node, Width
+from tpcompile.lowering.nodes import Nodes, Weighted
+from tpcompile.lowering.value import Axes, Axis, Term, Value, flat, is_width, largest, plus
+
+_MOST_ORDERS = 12  # of a Taylor expansion
+
+
+@dataclass
+class Algebra:
+    """Operations on :class:`Value`. With ``width`` a number, n is that number and nothing is expanded or dropped."""
+
+    depth: Fraction
+    width: int | None = None
+    builder: Builder = field(default_factory=Builder)
+    parity: Parity = field(default_factory=Parity)
+    place: str = ""  # of the operation at hand, for errors
+
+    def __post_init__(self) -> None:
+        self.nodes = Nodes(self.builder)
+
+    # numbers -------------------------------------------------------------------------------
+
+    def power(self, coefficient: float, exponent: Fraction) -> tuple[float, Fraction]:
+        """``coefficient * n**exponent`` as it is kept: at a concrete width the power becomes a number."""
+        if self.width is None:
+            return coefficient, exponent
+        return coefficient * float(self.width) ** float(exponent), Fraction(0)
+
+    def number(self, coefficient: float, exponent: Fraction = Fraction(0), axes: Axes = ()) -> Value:
+        """A constant value."""
+        if coefficient == 0.0:
+            return Value(axes, ())
+        coefficient, exponent = self.power(coefficient, exponent)
+        node = self.nodes.expand(self.builder.node(Const(coefficient)), flat(axes))
+        return Value(axes, ((exponent, node),))
+
+    def zeros(self, axes: Axes) -> Value:
+        """Exactly zero."""
+        return Value(axes, ())
+
+    # assembling ----------------------------------------------------------------------------
+
+    def collect(self, axes: Axes, items: Sequence[tuple[Fraction, float, Node]], remainder: Fraction | None) -> Value:
+        """Series of ``coefficient * n**exponent * node``: equal exponents merged, the tail cut."""
+        groups: dict[Fraction, list[Weighted]] = defaultdict(list)
+        for exponent, coefficient, node in items:
+            groups[exponent].append((coefficient, node))
+        dims = flat(axes)
+        terms: list[Term] = []
+        lead: Fraction | None = None
+        for exponent in sorted(groups, reverse=True):
+            below = (lead is not None and exponent <= lead - self.depth) or (
+                remainder is not None and exponent <= remainder
+            )
+            if below and self.width is None:
+                remainder = largest(remainder, exponent)
+                break
+            node = self.nodes.sum(groups[exponent], dims)
+            if node is not None:
+                terms.append((exponent, node))
+                lead = exponent if lead is None else lead
+        return Value(axes, tuple(terms), remainder)
+
+    # linear --------------------------------------------------------------------------------
+
+    def add(self, *summands: tuple[float, Value]) -> Value:
+        """``sum_i c_i x_i`` with broadcasting."""
+        axes = self.common_axes(*(v.axes for _, v in summands))
+        items = [(e, c, node) for c, v in summands for e, node in self.fit(v, axes).terms]
+        return self.collect(axes, items, largest(*(v.remainder for c, v in summands if c != 0.0)))
+
+    def scale(self, value: Value, coefficient: float, exponent: Fraction = Fraction(0)) -> Value:
+        """``coefficient * n**exponent * value``."""
+        if coefficient == 0.0:
+            return self.zeros(value.axes)
+        coefficient, exponent = self.power(coefficient, exponent)
+        items = [(e + exponent, coefficient, node) for e, node in value.terms]
+        return self.collect(value.axes, items, plus(value.remainder, exponent))
+
+    def common_axes(self, *all_axes: Axes) -> Axes:
+        """Right-aligned broadcasting of torch axes."""
+        rank = max(map(len, all_axes), default=0)
+        out: list[Axis] = []
+        for i in range(rank):
+            axis: Axis = ()
+            for axes in all_axes:
+                j = i - (rank - len(axes))
+                if j < 0 or axes[j] in ((), axis):
+                    continue
+                if axis != ():
+                    raise UnsupportedOperationError(f"axes {axis} and {axes[j]} do not broadcast", where=self.place)
+                axis = axes[j]
+            out.append(axis)
+        return tuple(out)
+
+    def fit(self, value: Value, axes: Axes) -> Value:
+        """Insert axes of length 1 so that the nodes broadcast against nodes of the given axes."""
+        if value.axes == axes:
+            return value
+        padded = ((),) * (len(axes) - len(value.axes)) + value.axes
+        dims: list[Any] = []
+        for have, want in zip(padded, axes, strict=True):
+            dims += list(have) if have == want else [1] * len(want)
+        while dims and dims[0] == 1 and len(dims) > 0:  # leading ones are implied
+            dims.pop(0)
+        return self.over_nodes(value, value.axes, lambda node: self.nodes.view(node, tuple(dims)))
+
+    def over_nodes(self, value: Value, axes: Axes, f: Any) -> Value:
+        """Apply a linear function of nodes to every term."""
+        return Value(axes, tuple((e, f(node)) for e, node in value.terms), value.remainder)
+
+    # products ------------------------------------------------------------------------------
+
+    def mul(self, a: Value, b: Value) -> Value:
+        """Pointwise product with broadcasting."""
+        axes = self.common_axes(a.axes, b.axes)
+        if a.is_zero or b.is_zero:
+            return self.zeros(axes)
+        a, b = self.fit(a, axes), self.fit(b, axes)
+        dims = flat(axes)
+        items = []
+        for ea, x in a.terms:
+            for eb, y in b.terms:
+                node = self.nodes.mul([x, y], dims)
+                if node is not None:
+                    items.append((ea + eb, 1.0, node))
+        return self.collect(axes, items, largest(plus(a.remainder, b.lead), plus(a.lead, b.remainder)))
+
+    # functions -----------------------------------------------------------------------------
+
+    def apply(self, name: str, value: Value, order: int = 0, **params: Any) -> Value:
+        """A pointwise function of a series by Taylor expansion at its leading term (theory, section 3)."""
+        key = tuple(params.items())
+        if self.width is not None:
+            at = (
+                self.limit(value) if value.terms else self.nodes.expand(self.builder.node(Const(0.0)), flat(value.axes))
+            )
+            return self.collect(value.axes, [(Fraction(0), 1.0, self.map(name, order, key, at))], None)
+        if value.is_zero:
+            return self.number(self._at_zero(name, order, key), axes=value.axes)
+        degree = nonlin.homogeneity(name, order, **params)
+        lead = value.lead
+        assert lead is not None
+        if lead != 0 and degree is not None and value.terms:
+            shift = Fraction(degree).limit_denominator(64) * lead
+            moved = self.scale(value, 1.0, -lead)
+            return self.scale(self._taylor(name, order, key, moved), 1.0, shift)
+        if lead > 0:
+            raise UnstableError(
+                f"{name} of a value of size n^{lead}: the limit does not exist",
+                value=name,
+                step=None,
+                exponent=lead,
+                where=self.place,
+            )
+        return self._taylor(name, order, key, value)
+
+    def _taylor(self, name: str, order: int, key: tuple[tuple[str, Any], ...], value: Value) -> Value:
+        params = dict(key)
+        leads = [node for e, node in value.terms if e == 0]
+        small = Value(value.axes, tuple(t for t in value.terms if t[0] < 0), value.remainder)
+        out = self._derivative(name, order, key, leads, value.axes)
+        if small.is_zero:
+            return out
+        step = small.lead
+        assert step is not None
+        if step >= 0:  # the remainder is as large as the leading term: nothing is known
+            return Value(value.axes, (), largest(Fraction(0), step))
+        power = self.number(1.0, axes=())
+        k = 0
+        while True:
+            k += 1
+            if not nonlin.has_derivative(name, order + k, **params):
+                return self.cut(out, k * step)
+            if (out.terms and k * step <= out.terms[0][0] - self.depth) or k > _MOST_ORDERS:
+                return self.cut(out, k * step)
+            power = self.mul(power, small)
+            factor = self._derivative(name, order + k, key, leads, value.axes)
+            out = self.add((1.0, out), (1.0 / math.factorial(k), self.mul(factor, power)))
+            if small.remainder is not None and (k + 1) * step <= small.remainder:
+                return self.cut(out, (k + 1) * step)
+
+    def cut(self, value: Value, remainder: Fraction) -> Value:
+        """Forget everything at or below this exponent."""
+        return self.collect(value.axes, [(e, 1.0, x) for e, x in value.terms], largest(value.remainder, remainder))
+
+    def _derivative(self, name: str, order: int, key: Any, leads: list[Node], axes: Axes) -> Value:
+        if not leads:
+            return self.number(self._at_zero(name, order, key), axes=axes)
+        return Value(axes, ((Fraction(0), self.map(name, order, key, leads[0])),))
+
+    def map(self, name: str, order: int, key: tuple[tuple[str, Any], ...], node: Node) -> Node:
+        """The pointwise function on a node; constants are folded."""
+        inner = node.operands[0] if isinstance(node.op, Expand) else node
+        if isinstance(inner.op, Const):
+            x = torch.tensor(inner.op.value, dtype=torch.float64)
+            folded = float(nonlin.evaluate(name, x, order, **dict(key)))
+            return self.nodes.expand(self.builder.node(Const(folded)), node.dims)
+        return self.builder.node(Map(name, order, key), node)
+
+    def _at_zero(self, name: str, order: int, key: tuple[tuple[str, Any], ...]) -> float:
+        value = float(nonlin.evaluate(name, torch.zeros((), dtype=torch.float64), order, **dict(key)))
+        if not math.isfinite(value):
+            raise UnsupportedOperationError(f"{name} is not finite at 0, where its argument tends to", where=self.place)
+        return value
+
+    # limits --------------------------------------------------------------------------------
+
+    def limit(self, value: Value) -> Node:
+        """The node of exponent 0 (zeros if there is none); UnstableError if the value grows."""
+        if value.lead is not None and value.lead > 0:
+            raise UnstableError(
+                f"a value of size n^{value.lead} where a finite one is needed",
+                value="scalar",
+                step=None,
+                exponent=value.lead,
+                where=self.place,
+            )
+        for e, node in value.terms:
+            if e == 0:
+                return node
+        return self.nodes.expand(self.builder.node(Const(0.0)), flat(value.axes))
+
+    # axes ----------------------------------------------------------------------------------
+
+    def permute(self, value: Value, order: Sequence[int]) -> Value:
+        """Reorder torch axes."""
+        axes = tuple(value.axes[i] for i in order)
+        start = [sum(len(a) for a in value.axes[:i]) for i in range(len(value.axes))]
+        moved = [start[i] + k for i in order for k in range(len(value.axes[i]))]
+        return self.over_nodes(value, axes, lambda node: self.nodes.permute(node, moved))
+
+    def reshape(self, value: Value, axes: Axes) -> Value:
+        """Reshape to axes that hold the same atoms up to splits and merges of finite ones."""
+        if value.axes == axes:
+            return value
+        return self.over_nodes(value, axes, lambda node: self.nodes.view(node, flat(axes)))
+
+    def expand(self, value: Value, axes: Axes) -> Value:
+        """Broadcast to larger axes."""
+        dims = flat(axes)
+        fitted = self.fit(value, axes)
+        return Value(axes, tuple((e, self._expanded(node, dims)) for e, node in fitted.terms), value.remainder)
+
+    def _expanded(self, node: Node, dims: Dims) -> Node:
+        number, base = self.nodes.split(node)
+        scaled = self.nodes.scale(number, self.nodes.expand(base, dims))
+        assert scaled is not None
+        return scaled
+
+
+def refactor(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> Axes:
+    """Axes of a view: the atoms of ``axes`` regrouped to torch axes of these sizes ``coefficient * n**power``.
+
+    Finite atoms split and merge; a width atom moves as a whole, alone or merged with finite ones.
+    """
+    atoms: list[int | Width] = [d for axis in axes for d in axis]
+    out: list[Axis] = []
+    for coefficient, power in sizes:
+        group: list[int | Width] = []
+        need = coefficient
+        widths = power
+        while atoms and (need != 1 or widths):
+            atom = atoms[0]
+            if isinstance(atom, Width):
+                if not widths or ((need / atom.ratio).denominator != 1 and not group):
+                    raise _no_view(axes, sizes, place)
+                need /= atom.ratio
+                widths -= 1
+                group.append(atoms.pop(0))
+            elif (need.denominator == 1 and need.numerator % atom == 0) or (widths and (need / atom) > 0):
+                need /= atom
+                group.append(atoms.pop(0))
+            elif not widths and atom % need.numerator == 0 and need.denominator == 1:
+                group.append(int(need))
+                atoms[0] = atom // int(need)
+                need = Fraction(1)
+            else:
+                raise _no_view(axes, sizes, place)
+        if need != 1 or widths:
+            raise _no_view(axes, sizes, place)
+        out.append(merge_finite(group))
+    if any(atom != 1 for atom in atoms):
+        raise _no_view(axes, sizes, place)
+    return tuple(out)
+
+
+def merge_finite(group: Sequence[int | Width]) -> Axis:
+    """Neighbouring finite atoms merged, ones dropped."""
+    out: list[int | Width] = []
+    for atom in group:
+        if isinstance(atom, int) and out and isinstance(out[-1], int):
+            out[-1] *= atom
+        elif atom != 1:
+            out.append(atom)
+    return tuple(out)
+
+
+def _no_view(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> UnsupportedOperationError:
+    want = [f"{c}*n^{p}" if p else str(c) for c, p in sizes]
+    return UnsupportedOperationError(
+        f"a view of axes {[[str(d) for d in a] for a in axes]} as {want} splits an axis that grows with the width",
+        where=place,
+        advice="split widths at the parameter (one nn.Linear a part) instead",
+    )
+
+
+__all__ = ["Algebra", "is_width", "merge_finite", "refactor"]

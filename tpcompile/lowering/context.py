@@ -1,0 +1,342 @@
+"""What a lowering rule works with: values of all kinds under one set of operations."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from tpcompile import nonlin
+from tpcompile.capture.graph import GraphNode, Scaled, Size
+from tpcompile.errors import UnstableError, UnsupportedOperationError
+from tpcompile.ir import Data, Dims, Expand, Finite, Init, Node, Op, Width, dims_text, reachable
+from tpcompile.lowering.algebra import Algebra, merge_finite, refactor
+from tpcompile.lowering.contract import Contractions
+from tpcompile.lowering.matrix import Matrices
+from tpcompile.lowering.value import AnyValue, Axes, Axis, Block, MatrixValue, Value, flat, has_width, is_width, largest
+
+# Functions whose limit is not the function of the limit where they jump; constants may pass.
+_DISCONTINUOUS = frozenset(
+    ["argmax", "argmin", "sign", "sgn", "round", "floor", "ceil", "trunc", "eq", "ne", "sort", "argsort", "topk", "bucketize", "nonzero", "unique", "floor_divide", "remainder", "fmod", "frac", "one_hot", "max_pool2d_with_indices"]
+)
+
+
+@dataclass
+class Context:
+    """The state of one lowering: the algebra, and the graph node at hand."""
+
+    algebra: Algebra
+    current: GraphNode
+
+    def __post_init__(self) -> None:
+        self.matrices = Matrices(self.algebra)
+        self.contractions = Contractions(self.algebra, self.matrices)
+
+    # places and shapes ---------------------------------------------------------------------
+
+    @property
+    def place(self) -> str:
+        """Where in the user's model the current operation stands."""
+        return f"{self.current.target} in {self.current.origin}"
+
+    def unsupported(self, what: str, advice: str | None = None) -> UnsupportedOperationError:
+        """An error for the operation at hand."""
+        return UnsupportedOperationError(what, where=self.place, advice=advice)
+
+    def result_sizes(self) -> list[tuple[Fraction, int]]:
+        """Sizes of the result's torch axes as ``(coefficient, power of n)``."""
+        return [(s.coefficient, s.power) for s in self.current.shape or ()]
+
+    def result_axes(self) -> Axes:
+        """Axes of the result, one atom each."""
+        return tuple(axis_of(s) for s in self.current.shape or ())
+
+    def node(self, op: Op, *operands: Node) -> Node:
+        """A node of the program."""
+        return self.algebra.builder.node(op, *operands)
+
+    # values --------------------------------------------------------------------------------
+
+    def number(self, x: Any) -> Value:
+        """A Python number or a scaled one as a value."""
+        if isinstance(x, Scaled):
+            return self.algebra.number(x.coefficient, x.exponent)
+        return self.algebra.number(float(x))
+
+    def value(self, x: Any) -> Value:
+        """Anything but a matrix as a value."""
+        if isinstance(x, MatrixValue):
+            raise self.unsupported(
+                "an operation on a whole matrix of two growing axes that is neither linear nor a product with a vector"
+            )
+        return x if isinstance(x, Value) else self.number(x)
+
+    def any(self, x: Any) -> AnyValue:
+        """A value or a matrix."""
+        return x if isinstance(x, MatrixValue) else self.value(x)
+
+    def filled(self, x: Any) -> AnyValue:
+        """The result's shape filled with one number."""
+        axes = self.result_axes()
+        value = self.number(x)
+        if has_width(axes) < 2:
+            return self.expand(value, axes)
+        if value.is_zero:
+            return MatrixValue(axes)
+        raise self.unsupported("a matrix of two growing axes filled with a number")
+
+    # arithmetic ----------------------------------------------------------------------------
+
+    def add(self, a: Any, b: Any) -> AnyValue:
+        """``a + b``."""
+        a, b = self.any(a), self.any(b)
+        if isinstance(a, MatrixValue) or isinstance(b, MatrixValue):
+            if not (isinstance(a, MatrixValue) and isinstance(b, MatrixValue)):
+                if a.is_zero or b.is_zero:
+                    return b if a.is_zero else a
+                raise self.unsupported("a number or vector added to every row of a matrix of two growing axes")
+            return self.matrices.add((1.0, a), (1.0, b))
+        return self.algebra.add((1.0, a), (1.0, b))
+
+    def negate(self, a: Any) -> AnyValue:
+        """``-a``."""
+        a = self.any(a)
+        return self.matrices.scale(a, -1.0) if isinstance(a, MatrixValue) else self.algebra.scale(a, -1.0)
+
+    def times(self, a: Any, b: Any) -> AnyValue:
+        """``a * b`` with broadcasting; two vectors of crossing width axes make an outer product."""
+        if isinstance(a, int | float | Scaled):
+            a, b = b, a
+        if isinstance(b, int | float | Scaled):
+            c, e = (b.coefficient, b.exponent) if isinstance(b, Scaled) else (float(b), Fraction(0))
+            a = self.any(a)
+            return self.matrices.scale(a, c, e) if isinstance(a, MatrixValue) else self.algebra.scale(a, c, e)
+        if isinstance(a, MatrixValue) or isinstance(b, MatrixValue):
+            m, s = (a, b) if isinstance(a, MatrixValue) else (b, a)
+            if not isinstance(m, MatrixValue) or isinstance(s, MatrixValue):
+                raise self.unsupported("an entrywise product of two matrices of growing axes")
+            return self.matrices.scale_by_value(m, s)
+        axes = self.algebra.common_axes(a.axes, b.axes)
+        if has_width(axes) < 2:
+            return self.algebra.mul(a, b)
+        labels = string.ascii_letters[: len(axes)]
+        pad_a, pad_b = (((),) * (len(axes) - len(v.axes)) + v.axes for v in (a, b))
+        return self.contractions.einsum(replace(a, axes=pad_a), labels, replace(b, axes=pad_b), labels, labels)
+
+    def reciprocal(self, x: Any) -> Any:
+        """``1 / x``."""
+        if isinstance(x, Scaled):
+            return Scaled(1.0 / x.coefficient, -x.exponent)
+        if isinstance(x, int | float):
+            return 1.0 / x
+        return self.apply("reciprocal", self.value(x))
+
+    def apply(self, name: str, x: Any, order: int = 0, **params: Any) -> Value:
+        """A nonlinearity."""
+        return self.algebra.apply(name, self.value(x), order, **params)
+
+    # structure -----------------------------------------------------------------------------
+
+    def with_axes(self, x: Value, axes: Axes) -> Value:
+        """The same nodes under other torch axes of equal atoms."""
+        return self.algebra.reshape(x, axes)
+
+    def reshape_to_result(self, x: AnyValue) -> AnyValue:
+        """A view as the result's shape."""
+        if isinstance(x, MatrixValue):
+            sizes = self.result_sizes()
+            if x.axes[-2:] != tuple(axis_of(Size(*s)) for s in sizes[-2:]):
+                raise self.unsupported("a view of a matrix that mixes its two growing axes")
+            return self.matrices.rebatch(x, refactor(x.axes[:-2], sizes[:-2], self.place))
+        return self.algebra.reshape(x, refactor(x.axes, self.result_sizes(), self.place))
+
+    def expand(self, x: Value, axes: Axes) -> Value:
+        """Broadcast."""
+        return self.algebra.expand(x, axes)
+
+    def linear(
+        self, x: Value, dims: Dims, f: Callable[[Node], Node], *, before: Dims | None = None, axes: Axes | None = None
+    ) -> Value:
+        """A linear map of every node, numbers kept outside; the operand is viewed as ``before``, the result as dims."""
+        nodes = self.algebra.nodes
+
+        def move(node: Node) -> Node:
+            number, base = nodes.split(node)
+            base = f(nodes.view(base, before) if before is not None else base)
+            scaled = nodes.scale(number, nodes.view(base, dims))
+            assert scaled is not None
+            return scaled
+
+        return self.algebra.over_nodes(x, axes if axes is not None else tuple((d,) for d in dims), move)
+
+    def concat(self, values: Sequence[Any], dim: int) -> Value:
+        """Values joined along a finite torch axis."""
+        parts = [self.value(v) for v in values]
+        rank = len(parts[0].axes)
+        dim %= rank
+        if any(is_width(p.axes[dim]) for p in parts):
+            raise self.unsupported("a concatenation along an axis that grows with the width")
+        axes = self.result_axes()
+        start = len(flat(axes[:dim]))
+        total = self.algebra.zeros(axes)
+        size = axes[dim][0] if axes[dim] else 1
+        assert isinstance(size, int)
+        offset = 0
+        pieces: list[tuple[float, Value]] = [(1.0, total)]
+        from tpcompile.ir import Unslice
+
+        for part in parts:
+            length = part.axes[dim][0] if part.axes[dim] else 1
+            assert isinstance(length, int)
+            full = (*flat(part.axes[:dim]), length, *flat(part.axes[dim + 1 :]))
+            op = Unslice(start, offset, offset + length, 1, size)
+            pieces.append(
+                (1.0, self.linear(part, flat(axes), lambda n, op=op: self.node(op, n), before=full, axes=axes))
+            )
+            offset += length
+        return self.algebra.add(*pieces)
+
+    # sums ----------------------------------------------------------------------------------
+
+    def einsum(self, a: Any, a_labels: str, b: Any, b_labels: str, out: str) -> AnyValue:
+        """Einstein sum over labels of torch axes."""
+        return self.contractions.einsum(self.any(a), a_labels, self.any(b), b_labels, out)
+
+    def sum(self, x: Any, dim: Any, keepdim: bool) -> AnyValue:
+        """``sum`` over torch axes."""
+        rank = len(x.axes)
+        dims = list(range(rank)) if dim is None or len(dim) == 0 else [d % rank for d in dim]
+        if isinstance(x, MatrixValue):
+            if any(d >= rank - 2 for d in dims):
+                raise self.unsupported("a sum over the growing axes of a matrix")
+            total = self.matrices.sum_batch(x, dims)
+            return self.matrices.rebatch(total, self.result_axes()[:-2]) if keepdim else total
+        labels = string.ascii_letters[:rank]
+        out = "".join(label for i, label in enumerate(labels) if i not in dims)
+        total = self.contractions.sum(x, labels, out)
+        if keepdim:
+            total = self.with_axes(total, tuple(() if i in dims else a for i, a in enumerate(x.axes)))
+        return total
+
+    def divide_by_length(self, x: AnyValue, axis: Axis) -> AnyValue:
+        """Divide by the length of an axis, powers of n included."""
+        for d in axis:
+            c, e = (1.0 / float(d.ratio), Fraction(-1)) if isinstance(d, Width) else (1.0 / d, Fraction(0))
+            x = self.times(x, Scaled(c, e))
+        return x
+
+    # finite operations ---------------------------------------------------------------------
+
+    def finite(self, target: str, args: Sequence[Any], kwargs: dict[str, Any], index: int | None, shape: Any) -> Value:
+        """Any continuous ATen operation on scalars: the same function of the limits (theory, section 1)."""
+        operands: list[Node] = []
+        remainder: Fraction | None = None
+
+        def encode(x: Any) -> Any:
+            nonlocal remainder
+            if isinstance(x, Value):
+                if has_width(x.axes):
+                    raise self.unsupported(
+                        f"no rule for {target} on values that grow with the width",
+                        "write it with supported operations, or open an issue with this line",
+                    )
+                below = [e for e, _ in x.terms if e < 0]
+                remainder = largest(remainder, x.remainder, *below)
+                limit = self.algebra.limit(x)
+                operands.append(self.algebra.nodes.view(limit, tuple(length(a) for a in x.axes)))
+                return ("%", len(operands) - 1)
+            if isinstance(x, MatrixValue):
+                self.value(x)
+            if isinstance(x, list | tuple):
+                return tuple(encode(y) for y in x)
+            if isinstance(x, Scaled):
+                raise self.unsupported(f"{target} with a number that changes with the width")
+            return x
+
+        coded = tuple(encode(x) for x in args)
+        keywords = tuple((k, encode(v)) for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory"))
+        if target.split(".")[1] in _DISCONTINUOUS and not all(is_constant(x) for x in operands):
+            raise self.unsupported(f"{target} of computed values jumps: its limit is not the function of the limit")
+        sizes = tuple(int(s.coefficient) for s in shape)
+        node = self.node(Finite(target, coded, keywords, index, sizes), *operands)
+        axes = tuple(axis_of(s) for s in shape)
+        node = self.algebra.nodes.view(node, flat(axes))
+        return Value(axes, ((Fraction(0), node),), remainder if self.algebra.width is None else None)
+
+
+def axis_of(size: Size) -> Axis:
+    """The axis of a size: finite or one width atom."""
+    if size.power == 0:
+        return merge_finite([int(size.coefficient)])
+    if size.power == 1:
+        return (Width(size.coefficient),)
+    raise UnsupportedOperationError(f"an axis of length {size.coefficient}*n^{size.power}")
+
+
+def length(axis: Axis) -> int:
+    """Length of a finite axis."""
+    (d,) = axis or (1,)
+    assert isinstance(d, int)
+    return d
+
+
+def is_constant(node: Node) -> bool:
+    """True if no initial value enters."""
+    return not any(isinstance(x.op, Init) for x in reachable([node]))
+
+
+@dataclass(frozen=True)
+class Abstract:
+    """A value with the operators that the backward factor of a nonlinearity is written in."""
+
+    ctx: Context
+    value: Any
+
+    def _wrap(self, x: Any) -> Abstract:
+        return Abstract(self.ctx, x)
+
+    def __add__(self, other: Any) -> Abstract:
+        return self._wrap(self.ctx.add(self.value, _unwrap(other)))
+
+    def __sub__(self, other: Any) -> Abstract:
+        return self._wrap(self.ctx.add(self.value, self.ctx.negate(_unwrap(other))))
+
+    def __rsub__(self, other: Any) -> Abstract:
+        return self._wrap(self.ctx.add(_unwrap(other), self.ctx.negate(self.value)))
+
+    def __mul__(self, other: Any) -> Abstract:
+        return self._wrap(self.ctx.times(self.value, _unwrap(other)))
+
+    def __neg__(self) -> Abstract:
+        return self._wrap(self.ctx.negate(self.value))
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+def _unwrap(x: Any) -> Any:
+    return x.value if isinstance(x, Abstract) else x
+
+
+def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A nonlinearity or its backward operation, if the target is one; None otherwise."""
+    forward = nonlin.bind(target, args, kwargs)
+    if forward is not None:
+        return ctx.apply(forward.nonlinearity.name, forward.x, **forward.parameters)
+    backward = nonlin.bind_backward(target, args, kwargs)
+    if backward is None:
+        return None
+    saved = Abstract(ctx, backward.saved)
+    wrapped = replace(backward, saved=saved)
+
+    def apply(name: str, value: Any, order: int = 0, **params: Any) -> Abstract:
+        return Abstract(ctx, ctx.apply(name, _unwrap(value), order, **params))
+
+    return ctx.times(backward.grad, _unwrap(wrapped.factor(apply)))
+
+
+__all__ = ["Block", "Context", "Data", "Expand", "UnstableError", "dims_text", "pointwise", "torch"]

@@ -1,0 +1,228 @@
+"""Abstract interpretation of a captured graph: every node to a value, rule by rule."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled
+from tpcompile.errors import InitialisationError, TpcompileError, UnstableError, UnsupportedOperationError
+from tpcompile.ir import Init
+from tpcompile.laws import Constant, Law, Normal, Orthogonal, mean_and_std
+from tpcompile.lowering.algebra import Algebra
+from tpcompile.lowering.context import Context, axis_of, pointwise
+from tpcompile.lowering.registry import rules
+from tpcompile.lowering.value import (
+    HALF,
+    AnyValue,
+    Axes,
+    Block,
+    InitTerm,
+    MatrixValue,
+    Value,
+    flat,
+    has_width,
+    is_width,
+)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Values of the requested nodes of a capture, and the context that made them."""
+
+    values: Mapping[str, AnyValue]
+    context: Context
+
+
+def lower(capture: Capture, depth: Fraction, width: int | None = None) -> Lowered:
+    """Lower a captured graph, keeping series to ``depth`` below their leading exponents.
+
+    With ``width`` a number the program is that of this width: every power of n is a number, nothing is
+    expanded or dropped, and running it on the model's weights must reproduce the graph to rounding.
+    Raises UnsupportedOperationError for operations without a rule, UnstableError where a value blows up.
+    """
+    algebra = Algebra(depth, width)
+    context = Context(algebra, capture.nodes[0])
+    values: dict[str, Any] = {}
+    watched = {ref.name: name for name, ref in capture.outputs.items()}
+    seen: dict[str, Value] = {}
+    for node in capture.nodes:
+        context.current = node
+        algebra.place = context.place if node.kind == "call" else f"'{node.target}'"
+        algebra.builder.origin = str(node.origin)
+        try:
+            values[node.name] = _node(context, capture, node, values)
+        except UnstableError as error:
+            raise _first_growth(seen, error, node) from error
+        except TpcompileError:
+            raise
+        except (AssertionError, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise UnsupportedOperationError(
+                f"the rule of {node.target} does not cover this call ({type(error).__name__}: {error})",
+                where=algebra.place,
+                advice="please report it with the line of the model",
+            ) from error
+        if node.name in watched and isinstance(values[node.name], Value):
+            seen[watched[node.name]] = values[node.name]
+    outputs: dict[str, AnyValue] = {}
+    for name, ref in capture.outputs.items():
+        value = values[ref.name]
+        outputs[name] = value
+        if name.startswith(("outputs/", "test_outputs/", "loss/")) and isinstance(value, Value):
+            if value.terms and value.terms[0][0] > 0:
+                raise _first_growth(seen, _growth(name, value.terms[0][0]), None)
+    return Lowered(outputs, context)
+
+
+def _growth(name: str, exponent: Fraction) -> UnstableError:
+    quantity, _, step = name.rpartition("/")
+    return UnstableError(
+        f"{quantity} grows like n^{exponent} at step {step}: the parametrization is unstable",
+        value=quantity.removeprefix("activation/"),
+        step=int(step),
+        exponent=exponent,
+        advice="scale the learning rate or the multipliers down by that power of the width",
+    )
+
+
+def _first_growth(seen: Mapping[str, Value], error: UnstableError, node: GraphNode | None) -> UnstableError:
+    """The first activation, output or loss that grows beyond its size at initialisation; else the error itself."""
+    start = {
+        name.rpartition("/")[0]: value.terms[0][0]
+        for name, value in seen.items()
+        if name.endswith("/0") and value.terms
+    }
+    for name, value in seen.items():
+        quantity, _, step = name.rpartition("/")
+        if not value.terms or value.terms[0][0] <= 0:
+            continue
+        if step == "0" and quantity.startswith(("activation/", "test_activation/")):
+            continue  # a constant scale is no growth: the model may divide by it later
+        if value.terms[0][0] > start.get(quantity, Fraction(0)) or step == "0":
+            return _growth(name, value.terms[0][0])
+    if error.step is None and node is not None:
+        return UnstableError(
+            error.what,
+            value=node.origin.module or str(node.target),
+            step=node.origin.step,
+            exponent=error.exponent,
+            where=error.where,
+            advice="scale the initialisation, the multipliers or the learning rate down by that power of the width",
+        )
+    return error
+
+
+def _node(context: Context, capture: Capture, node: GraphNode, values: Mapping[str, Any]) -> Any:
+    axes: Axes = tuple(axis_of(s) for s in node.shape) if node.shape is not None and node.kind != "call" else ()
+    if node.name in capture.laws:
+        return parameter(context, str(node.target), capture.laws[node.name], axes)
+    if str(node.target) in capture.laws and node.kind != "call":
+        return parameter(context, str(node.target), capture.laws[str(node.target)], axes)
+    if node.kind != "call":
+        tensor = capture.data[str(node.target)]
+        constant = context.algebra.builder.constant(tensor, str(node.target))
+        return Value(axes, ((Fraction(0), context.algebra.nodes.view(constant, flat(axes))),))
+    args = [_resolve(x, values) for x in node.args]
+    kwargs = {k: _resolve(v, values) for k, v in node.kwargs}
+    if node.target is operator.getitem:
+        source, index = args
+        if isinstance(source, Pending):
+            return context.finite(source.target, source.args, source.kwargs, index, node.shape)
+        return source[index]
+    target = _name(node.target)
+    rule = rules().get(target)
+    if rule is not None:
+        return rule(context, *args, **kwargs)
+    value = pointwise(context, target, args, kwargs)
+    if value is not None:
+        return value
+    if node.shape is None:
+        return Pending(target, args, kwargs)
+    return context.finite(target, args, kwargs, None, node.shape)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A finite operation of several results, made when one of them is read."""
+
+    target: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+def _name(target: Any) -> str:
+    return str(target)
+
+
+def _resolve(x: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(x, Ref):
+        return values[x.name]
+    if isinstance(x, list | tuple):
+        return [_resolve(y, values) for y in x]
+    if isinstance(x, Scaled) and x.exponent == 0:
+        return x.coefficient
+    return x
+
+
+def parameter(context: Context, name: str, law: Law, axes: Axes) -> AnyValue:
+    """A parameter at initialisation as a value (theory, section 1): matrices centred and Gaussian, the rest by law."""
+    algebra = context.algebra
+    widths = has_width(axes)
+    if widths == 2:
+        return _matrix(context, name, law, axes)
+    if widths > 2:
+        raise UnsupportedOperationError(f"parameter '{name}' has {widths} axes that grow with the width")
+    if isinstance(law, Constant):
+        return algebra.number(law.value, Fraction(law.width_exponent), axes)
+    exponent = Fraction(law.width_exponent)
+    if isinstance(law, Orthogonal):
+        law, shift = _orthogonal_vector(name, law, axes)
+        exponent += shift
+    base = _without_power(law)
+    node = algebra.builder.node(Init(name, base, flat(axes)))
+    return Value(axes, ((exponent if algebra.width is None else Fraction(0), node),))
+
+
+def _matrix(context: Context, name: str, law: Law, axes: Axes) -> MatrixValue:
+    algebra = context.algebra
+    if len(axes) != 2 or not all(is_width(a) and len(a) == 1 for a in axes):
+        raise UnsupportedOperationError(
+            f"parameter '{name}' has two growing axes and finite ones beside them",
+            advice="convolutions of growing channels are not supported yet",
+        )
+    if isinstance(law, Orthogonal):
+        raise InitialisationError(
+            f"parameter '{name}' is an orthogonal matrix of two growing axes: its entries are not independent",
+            advice="initialise it with independent entries (normal or uniform)",
+        )
+    mean, std = mean_and_std(law)
+    exponent = Fraction(law.width_exponent)
+    inits: list[InitTerm] = []
+    outers = []
+    if algebra.width is not None:
+        node = algebra.builder.node(Init(name, Normal(std), flat(axes)))
+        return context.matrices.make(axes, [InitTerm(Fraction(0), 1.0, node, False)], [], None)
+    if std > 0:
+        node = algebra.builder.node(Init(name, Normal(std), flat(axes)))
+        inits.append(InitTerm(exponent + HALF, 1.0, node, False))
+    if mean != 0:
+        ones = [algebra.nodes.expand(algebra.nodes.one, (1, *axis)) for axis in axes]
+        outers.append((exponent, [Block(mean, ones[0], ones[1])]))
+    return context.matrices.make(axes, inits, outers, None)
+
+
+def _orthogonal_vector(name: str, law: Orthogonal, axes: Axes) -> tuple[Normal, Fraction]:
+    """A growing (n, k) orthogonal parameter: entries become independent normals of variance 1/n."""
+    ratio = next((float(d.ratio) for d in flat(axes) if not isinstance(d, int)), None)
+    if ratio is None:
+        raise InitialisationError(f"parameter '{name}' is a finite orthogonal matrix: its entries are not independent")
+    return Normal(law.gain / ratio**0.5), -HALF
+
+
+def _without_power(law: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(law, width_exponent=Fraction(0))

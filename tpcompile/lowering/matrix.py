@@ -1,0 +1,199 @@
+"""Arithmetic of matrix values: sums, multiples, transposes, and the history of updates as two chains.
+
+Matrices are never formed (architecture, decision 6). Updates of the same exponent stand in one outer
+term; their factors are concatenated along the rank axis step by step, so that the program grows by
+a constant number of instructions a step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from tpcompile.errors import UnsupportedOperationError
+from tpcompile.ir import Node
+from tpcompile.lowering.algebra import Algebra
+from tpcompile.lowering.value import (
+    Axes,
+    Block,
+    InitTerm,
+    MatrixValue,
+    OuterTerm,
+    Value,
+    flat,
+    has_width,
+    largest,
+    plus,
+)
+
+
+class Matrices:
+    """Operations on :class:`MatrixValue`."""
+
+    def __init__(self, algebra: Algebra) -> None:
+        self.a = algebra
+        self.nodes = algebra.nodes
+
+    def make(
+        self,
+        axes: Axes,
+        inits: Iterable[InitTerm],
+        outers: Iterable[tuple[Fraction, Sequence[Block]]],
+        remainder: Fraction | None,
+    ) -> MatrixValue:
+        """A matrix value in normal form: equal parts merged, cancelled ones dropped, the tail cut."""
+        sums: dict[tuple[Fraction, Node, bool], float] = defaultdict(float)
+        for t in inits:
+            sums[(t.exponent, t.matrix, t.transpose)] += t.coefficient
+        kept = [InitTerm(e, c, m, t) for (e, m, t), c in sums.items() if abs(c) > 1e-12]
+        groups: dict[Fraction, dict[tuple[Node, Node], float]] = defaultdict(dict)
+        for exponent, blocks in outers:
+            group = groups[exponent]
+            for b in blocks:
+                group[(b.u, b.v)] = group.get((b.u, b.v), 0.0) + b.coefficient
+        merged = [
+            OuterTerm(e, tuple(Block(c, u, v) for (u, v), c in groups[e].items() if abs(c) > 1e-14))
+            for e in sorted(groups, reverse=True)
+        ]
+        whole = MatrixValue(axes, tuple(kept), tuple(t for t in merged if t.blocks), remainder)
+        return self._cut(whole)
+
+    def _cut(self, m: MatrixValue) -> MatrixValue:
+        top = m.action
+        if top is None or self.a.width is not None:
+            return m
+        floor = largest(top - self.a.depth, plus(m.remainder, Fraction(1)))
+        assert floor is not None
+        drop = [t.exponent - 1 for t in m.inits if t.exponent <= floor and t.exponent != top]
+        drop += [t.exponent for t in m.outers if t.exponent + 1 <= floor and t.exponent + 1 != top]
+        return replace(
+            m,
+            inits=tuple(t for t in m.inits if t.exponent > floor or t.exponent == top),
+            outers=tuple(t for t in m.outers if t.exponent + 1 > floor or t.exponent + 1 == top),
+            remainder=largest(m.remainder, *drop),
+        )
+
+    def add(self, *summands: tuple[float, MatrixValue]) -> MatrixValue:
+        """``sum_i c_i M_i`` of equal axes."""
+        axes = summands[0][1].axes
+        for _, m in summands:
+            if m.axes != axes:
+                raise UnsupportedOperationError("a sum of two growing matrices of different axes", where=self.a.place)
+        inits = [replace(t, coefficient=c * t.coefficient) for c, m in summands for t in m.inits]
+        outers = [
+            (t.exponent, [replace(b, coefficient=c * b.coefficient) for b in t.blocks])
+            for c, m in summands
+            for t in m.outers
+        ]
+        return self.make(axes, inits, outers, largest(*(m.remainder for c, m in summands if c)))
+
+    def scale(self, m: MatrixValue, coefficient: float, exponent: Fraction = Fraction(0)) -> MatrixValue:
+        """``coefficient * n**exponent * M``."""
+        if coefficient == 0.0:
+            return MatrixValue(m.axes)
+        coefficient, exponent = self.a.power(coefficient, exponent)
+        inits = [replace(t, exponent=t.exponent + exponent, coefficient=coefficient * t.coefficient) for t in m.inits]
+        outers = [
+            (t.exponent + exponent, [replace(b, coefficient=coefficient * b.coefficient) for b in t.blocks])
+            for t in m.outers
+        ]
+        return self.make(m.axes, inits, outers, plus(m.remainder, exponent))
+
+    def scale_by_value(self, m: MatrixValue, s: Value) -> MatrixValue:
+        """A matrix times a scalar without axes; only constants reach an initial matrix."""
+        if m.is_zero or s.is_zero:
+            return MatrixValue(m.axes)
+        parts: list[MatrixValue] = []
+        for exponent, node in s.terms:
+            number, base = self.nodes.split(node, keep_dims=False)
+            if base is self.nodes.one:
+                parts.append(self.scale(m, number, exponent))
+                continue
+            if m.inits or has_width(s.axes) or flat(s.axes):
+                raise UnsupportedOperationError(
+                    "a growing matrix with its initial values times a computed number", where=self.a.place
+                )
+            outers = []
+            for t in m.outers:
+                blocks = []
+                for b in t.blocks:
+                    u = self.nodes.mul([b.u, node], b.u.dims)
+                    assert u is not None
+                    c, base = self.nodes.split(u)
+                    blocks.append(Block(b.coefficient * c, base, b.v))
+                outers.append((t.exponent + exponent, blocks))
+            parts.append(self.make(m.axes, [], outers, plus(m.remainder, exponent)))
+        total = self.add(*((1.0, p) for p in parts)) if parts else MatrixValue(m.axes)
+        return replace(total, remainder=largest(total.remainder, plus(s.remainder, m.action, Fraction(-1))))
+
+    def transpose(self, m: MatrixValue) -> MatrixValue:
+        """The last two axes swapped."""
+        axes = (*m.axes[:-2], m.axes[-1], m.axes[-2])
+        return replace(
+            m,
+            axes=axes,
+            inits=tuple(replace(t, transpose=not t.transpose) for t in m.inits),
+            outers=tuple(replace(t, blocks=tuple(Block(b.coefficient, b.v, b.u) for b in t.blocks)) for t in m.outers),
+        )
+
+    def rebatch(self, m: MatrixValue, batch: Axes) -> MatrixValue:
+        """Batch axes regrouped: same entries, other shape."""
+        if m.inits and flat(batch):
+            raise UnsupportedOperationError("a batch of initial matrices", where=self.a.place)
+
+        def move(node: Node) -> Node:
+            return self.nodes.view(node, (*flat(batch), *node.dims[-2:]))
+
+        outers = tuple(
+            replace(t, blocks=tuple(Block(b.coefficient, move(b.u), move(b.v)) for b in t.blocks)) for t in m.outers
+        )
+        return replace(m, axes=(*batch, *m.axes[-2:]), outers=outers)
+
+    def permute_batch(self, m: MatrixValue, order: Sequence[int]) -> MatrixValue:
+        """Batch axes reordered."""
+        start = [sum(len(a) for a in m.axes[:i]) for i in range(len(order))]
+        moved = [start[i] + k for i in order for k in range(len(m.axes[i]))]
+        tail = [len(moved), len(moved) + 1]
+
+        def move(node: Node) -> Node:
+            return self.nodes.permute(node, moved + tail)
+
+        outers = tuple(
+            replace(t, blocks=tuple(Block(b.coefficient, move(b.u), move(b.v)) for b in t.blocks)) for t in m.outers
+        )
+        return replace(m, axes=(*(m.axes[i] for i in order), *m.axes[-2:]), outers=outers)
+
+    def sum_batch(self, m: MatrixValue, dims: Sequence[int]) -> MatrixValue:
+        """Sum over batch axes: they join the rank axis."""
+        keep = [i for i in range(len(m.axes) - 2) if i not in dims]
+        m = self.permute_batch(m, [*keep, *dims])
+        batch = m.axes[: len(keep)]
+
+        def move(node: Node) -> Node:
+            rank = 1
+            for d in node.dims[len(flat(batch)) : -1]:
+                assert isinstance(d, int)
+                rank *= d
+            return self.nodes.view(node, (*flat(batch), rank, node.dims[-1]))
+
+        outers = [(t.exponent, [Block(b.coefficient, move(b.u), move(b.v)) for b in t.blocks]) for t in m.outers]
+        return self.make((*batch, *m.axes[-2:]), m.inits, outers, m.remainder)
+
+    def chain(self, outer: OuterTerm) -> tuple[float, Node | None, Node, Node]:
+        """``(number, coefficients along the rank axis or None if all equal, U, V)`` of all blocks joined."""
+        axis = len(outer.blocks[0].u.dims) - 2
+        u = self.nodes.concat([b.u for b in outer.blocks], axis)
+        v = self.nodes.concat([b.v for b in outer.blocks], axis)
+        first = outer.blocks[0].coefficient
+        if all(b.coefficient == first for b in outer.blocks):
+            return first, None, u, v
+        values = [b.coefficient for b in outer.blocks for _ in range(_rank(b))]
+        return 1.0, self.nodes.constant(values), u, v
+
+
+def _rank(block: Block) -> int:
+    rank = block.u.dims[-2]
+    assert isinstance(rank, int)
+    return rank

@@ -1,0 +1,165 @@
+"""From a capture to the program of what the user asks for, with as many orders as the question needs.
+
+How deep series must be kept is decided backwards: lower, look whether every requested limit is known,
+and lower again with more terms if not (theory, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tpcompile.capture.graph import Capture
+from tpcompile.errors import UndeterminedLimitError, UnstableError
+from tpcompile.ir import Output, Program, finish
+from tpcompile.lowering.context import Context
+from tpcompile.lowering.lower import Lowered, lower
+from tpcompile.lowering.value import HALF, AnyValue, Value, flat, is_width, largest
+
+DEEPEST = Fraction(4)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """The program of a capture, the depth of series that it took, and the activations that have a limit.
+
+    ``growing`` names activations whose coordinates are not Θ(1), with their exponent at the worst step:
+    they have no limiting kernel.
+    """
+
+    program: Program
+    depth: Fraction
+    activations: tuple[str, ...]
+    growing: Mapping[str, Fraction]
+
+
+def compile_capture(capture: Capture, only: tuple[str, ...] = ()) -> Compilation:
+    """The program of all requested limits of a capture.
+
+    Outputs: ``outputs/<t>``, ``test_outputs/<t>``, ``loss/<t>``, ``kernel/<name>/<t>/<blocks>`` with blocks
+    ``xx``, ``xz``, ``zz`` (x inputs, z test inputs), ``change/<name>/<t>/<x or z>`` and ``ntk/<parameter>/<t>``;
+    ``only`` keeps those whose first part it names.
+    Raises UnstableError where the parametrization blows up, UndeterminedLimitError where no depth of
+    series decides a limit.
+    """
+    depth = HALF
+    while True:
+        deferred: UnstableError | None = None
+        try:
+            lowered = lower(capture, depth)
+            outputs, growing = requests(capture, lowered)
+            if only:
+                outputs = {name: out for name, out in outputs.items() if name.split("/")[0] in only}
+            unknown = [name for name, out in outputs.items() if out.remainder is not None and out.remainder >= 0]
+        except UnstableError as error:
+            deferred, unknown, outputs, growing, lowered = error, [error.value], {}, {}, None
+        if deferred is not None:
+            raise deferred
+        if not unknown:
+            assert lowered is not None
+            names = tuple(a for a in capture.activations if a not in growing)
+            return Compilation(finish(lowered.context.algebra.builder, outputs), depth, names, growing)
+        depth += HALF
+        if depth > DEEPEST:
+            raise UndeterminedLimitError(
+                f"the limit of {unknown[0]} is not determined by the {DEEPEST / HALF} kept half-orders of n",
+                where=unknown[0],
+                advice="a fluctuation of relative size n^(-1/2) is multiplied by a power of n that undoes it",
+            )
+
+
+def requests(capture: Capture, lowered: Lowered) -> tuple[dict[str, Output], dict[str, Fraction]]:
+    """The outputs of a lowering as series, derived ones (kernels, changes, tangent kernels) included."""
+    context = lowered.context
+    values = lowered.values
+    out: dict[str, Output] = {}
+    for name, value in values.items():
+        if name.startswith(("outputs/", "test_outputs/", "loss/")):
+            assert isinstance(value, Value)
+            out[name] = _output(value)
+    growing: dict[str, Fraction] = {}
+    for name in capture.activations:
+        sizes = [e for t in range(capture.steps + 1) if (e := _size(values[f"activation/{name}/{t}"])) and e > 0]
+        if sizes:
+            growing[name] = max(sizes)
+        else:
+            out |= _features(context, values, name, capture.steps)
+    for name, value in values.items():
+        if name.startswith("jacobian/"):
+            parameter, _, step = name.removeprefix("jacobian/").rpartition("/")
+            rate = capture.learning_rates[parameter]
+            gram = context.times(_gram(context, value, value, keep=2), rate)
+            assert isinstance(gram, Value)
+            if gram.terms and gram.terms[0][0] > 0:
+                exponent = gram.terms[0][0]
+                raise UnstableError(
+                    f"the tangent kernel's share of '{parameter}' grows like n^{exponent}",
+                    value=parameter,
+                    step=int(step),
+                    exponent=exponent,
+                    advice="give the optimizer: its learning rates scale the tangent kernel",
+                )
+            out[f"ntk/{parameter}/{step}"] = _output(gram)
+    return out, growing
+
+
+def _size(value: AnyValue) -> Fraction | None:
+    return value.terms[0][0] if isinstance(value, Value) and value.terms else None
+
+
+def _output(value: Value) -> Output:
+    """The terms of exponent 0 and above: what vanishes is not kept."""
+    kept = tuple((e, node) for e, node in value.terms if e >= 0)
+    below = [e for e, _ in value.terms if e < 0]
+    return Output(kept, largest(value.remainder, *below), flat(value.axes))
+
+
+def _features(context: Context, values: Mapping[str, AnyValue], name: str, steps: int) -> dict[str, Output]:
+    out: dict[str, Output] = {}
+    for t in range(steps + 1):
+        sets = {"x": values[f"activation/{name}/{t}"]}
+        start = {"x": values[f"activation/{name}/0"]}
+        if f"test_activation/{name}/{t}" in values:
+            sets["z"] = values[f"test_activation/{name}/{t}"]
+            start["z"] = values[f"test_activation/{name}/0"]
+        for a in sets:
+            for b in sets:
+                if a <= b:
+                    out[f"kernel/{name}/{t}/{a}{b}"] = _output(_moment(context, sets[a], sets[b]))
+            moved = context.add(sets[a], context.negate(start[a]))
+            assert isinstance(moved, Value)
+            out[f"change/{name}/{t}/{a}"] = _output(_squares(context, moved))
+    return out
+
+
+def _moment(context: Context, a: AnyValue, b: AnyValue) -> Value:
+    gram = context.times(_gram(context, a, b, keep=1), _per_width())
+    assert isinstance(gram, Value)
+    return gram
+
+
+def _per_width():
+    from tpcompile.capture.graph import Scaled
+
+    return Scaled(1.0, Fraction(-1))
+
+
+def _gram(context: Context, a: AnyValue, b: AnyValue, keep: int) -> AnyValue:
+    """Inner products of all pairs over all axes but the first ``keep``."""
+    rank = len(a.axes)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    shared = letters[2 * keep : 2 * keep + rank - keep]
+    first, second = letters[:keep], letters[keep : 2 * keep]
+    return context.einsum(a, first + shared, b, second + shared, first + second)
+
+
+def _squares(context: Context, x: Value) -> Value:
+    """Squared norm of every row over n."""
+    letters = "abcdefghijklmnopqrstuvwxyz"[: len(x.axes)]
+    total = context.times(context.einsum(x, letters, x, letters, letters[0]), _per_width())
+    assert isinstance(total, Value)
+    return total
+
+
+__all__ = ["Compilation", "compile_capture", "is_width", "requests"]

@@ -1,0 +1,1 @@
+"""Lowering rules by subject; the folder is scanned."""

@@ -1,0 +1,80 @@
+"""Sums, differences, products and quotients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tpcompile.lowering.context import Context
+from tpcompile.lowering.registry import rule
+
+
+@rule("aten.add.Tensor", "aten.add.Scalar")
+def add(ctx: Context, a: Any, b: Any, alpha: Any = 1) -> Any:
+    """``add(self, other, *, alpha=1)``"""
+    return ctx.add(a, ctx.times(b, alpha))
+
+
+@rule("aten.sub.Tensor", "aten.sub.Scalar")
+def sub(ctx: Context, a: Any, b: Any, alpha: Any = 1) -> Any:
+    """``sub(self, other, *, alpha=1)``"""
+    return ctx.add(a, ctx.negate(ctx.times(b, alpha)))
+
+
+@rule("aten.rsub.Scalar", "aten.rsub.Tensor")
+def rsub(ctx: Context, a: Any, b: Any, alpha: Any = 1) -> Any:
+    """``rsub(self, other, alpha=1)``: other - alpha * self"""
+    return ctx.add(b, ctx.negate(ctx.times(a, alpha)))
+
+
+@rule("aten.neg.default")
+def neg(ctx: Context, a: Any) -> Any:
+    """``neg(self)``"""
+    return ctx.negate(a)
+
+
+@rule("aten.mul.Tensor", "aten.mul.Scalar")
+def mul(ctx: Context, a: Any, b: Any) -> Any:
+    """``mul(self, other)``"""
+    return ctx.times(a, b)
+
+
+@rule("aten.div.Tensor", "aten.div.Scalar")
+def div(ctx: Context, a: Any, b: Any) -> Any:
+    """``div(self, other)``"""
+    return ctx.times(a, ctx.reciprocal(b))
+
+
+@rule("aten.addcmul.default")
+def addcmul(ctx: Context, a: Any, b: Any, c: Any, value: Any = 1) -> Any:
+    """``addcmul(self, tensor1, tensor2, *, value=1)``"""
+    return ctx.add(a, ctx.times(ctx.times(b, c), value))
+
+
+@rule("aten.where.self")
+def where(ctx: Context, condition: Any, a: Any, b: Any) -> Any:
+    """``where(condition, self, other)`` with a condition of zeros and ones."""
+    return ctx.add(b, ctx.times(condition, ctx.add(a, ctx.negate(b))))
+
+
+@rule("aten.gt.Scalar", "aten.gt.Tensor")
+def gt(ctx: Context, a: Any, b: Any) -> Any:
+    """``gt(self, other)`` as zeros and ones; where both are equal has probability zero or is decided as torch does."""
+    return ctx.apply("heaviside", ctx.value(ctx.add(a, ctx.negate(b))))
+
+
+@rule("aten.lt.Scalar", "aten.lt.Tensor")
+def lt(ctx: Context, a: Any, b: Any) -> Any:
+    """``lt(self, other)``"""
+    return gt(ctx, b, a)
+
+
+@rule("aten.le.Scalar", "aten.le.Tensor")
+def le(ctx: Context, a: Any, b: Any) -> Any:
+    """``le(self, other)``"""
+    return ctx.add(ctx.number(1), ctx.negate(gt(ctx, a, b)))
+
+
+@rule("aten.ge.Scalar", "aten.ge.Tensor")
+def ge(ctx: Context, a: Any, b: Any) -> Any:
+    """``ge(self, other)``"""
+    return ctx.add(ctx.number(1), ctx.negate(gt(ctx, b, a)))

@@ -1,0 +1,127 @@
+"""Values during lowering: asymptotic series of IR nodes, and matrices as initial parts plus outer products.
+
+Theory, section 3. Axes are torch axes, each a tuple of atoms: ``()`` for length 1, ``(k,)`` for a
+finite axis, a tuple with one width atom for an axis that grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tpcompile.ir import Dim, Dims, Node, Width
+
+Axis = tuple[Dim, ...]
+Axes = tuple[Axis, ...]
+Term = tuple[Fraction, Node]
+
+HALF = Fraction(1, 2)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A scalar or vector ``sum_k n**e_k node_k + O(n**remainder)``; exponents descend.
+
+    Every node has the dims ``flat(axes)``. No terms and remainder None: exactly zero.
+    """
+
+    axes: Axes
+    terms: tuple[Term, ...]
+    remainder: Fraction | None = None
+
+    @property
+    def lead(self) -> Fraction | None:
+        """The largest exponent the value can have; None if it is exactly zero."""
+        return self.terms[0][0] if self.terms else self.remainder
+
+    @property
+    def is_zero(self) -> bool:
+        """True if the value is exactly zero."""
+        return self.lead is None
+
+
+@dataclass(frozen=True)
+class InitTerm:
+    """``coefficient * n**exponent * W`` (or its transpose) of an initial matrix W of entries Θ(n^(-1/2))."""
+
+    exponent: Fraction
+    coefficient: float
+    matrix: Node
+    transpose: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """``coefficient * sum_k u_k v_k^T``; u of dims ``(*batch, K, rows)``, v ``(*batch, K, columns)``."""
+
+    coefficient: float
+    u: Node
+    v: Node
+
+
+@dataclass(frozen=True)
+class OuterTerm:
+    """``n**exponent`` times a sum of outer products."""
+
+    exponent: Fraction
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class MatrixValue:
+    """A value with two width axes (the last two), never formed: initial matrices plus outer products.
+
+    ``remainder`` is the size of the entries of what was dropped, in the worst case an outer product.
+    """
+
+    axes: Axes
+    inits: tuple[InitTerm, ...] = ()
+    outers: tuple[OuterTerm, ...] = ()
+    remainder: Fraction | None = None
+
+    @property
+    def is_zero(self) -> bool:
+        """True if the value is exactly zero."""
+        return not self.inits and not self.outers and self.remainder is None
+
+    @property
+    def action(self) -> Fraction | None:
+        """Exponent of the largest effect on a Θ(1) vector: initial parts Θ(n^e), outer products Θ(n^(e+1))."""
+        sizes = [t.exponent for t in self.inits] + [t.exponent + 1 for t in self.outers]
+        if self.remainder is not None:
+            sizes.append(self.remainder + 1)
+        return max(sizes, default=None)
+
+
+AnyValue = Value | MatrixValue
+
+
+def flat(axes: Axes) -> Dims:
+    """IR dims of these torch axes."""
+    return tuple(d for axis in axes for d in axis)
+
+
+def is_width(axis: Axis) -> bool:
+    """True if the axis grows with n."""
+    return any(isinstance(d, Width) for d in axis)
+
+
+def has_width(axes: Axes) -> int:
+    """Number of axes that grow."""
+    return sum(map(is_width, axes))
+
+
+def largest(*exponents: Fraction | None) -> Fraction | None:
+    """The largest of these exponents; None stands for minus infinity."""
+    known = [e for e in exponents if e is not None]
+    return max(known) if known else None
+
+
+def plus(*exponents: Fraction | None) -> Fraction | None:
+    """Exponent of a product; None (exactly zero) absorbs."""
+    total = Fraction(0)
+    for e in exponents:
+        if e is None:
+            return None
+        total += e
+    return total
