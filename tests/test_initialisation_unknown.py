@@ -84,7 +84,7 @@ def test_dirac_and_embedding_padding() -> None:
 
 
 def test_the_message_names_the_users_line() -> None:
-    assert "test_initialisation.py:" in reason(lambda n: torch.randn(n).abs())
+    assert "test_initialisation_unknown.py:" in reason(lambda n: torch.randn(n).abs())
 
 
 def test_orthogonal_shapes() -> None:
