@@ -47,15 +47,18 @@ def make(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def load_two_digits(first: int, second: int, train: int, test: int) -> tuple[torch.Tensor, ...]:
-    """Images of two digits in turn, as 64-vectors of mean 0 and length 1, with the labels +1 and -1."""
+    """Images of two digits as 64-vectors of mean 0 and length 1 with labels +1 and -1: train and test sets."""
     data, target = load_digits(return_X_y=True)
     images = torch.tensor(data, dtype=torch.float32)
-    labels = torch.tensor(target)
-    count = (train + test) // 2
-    pairs = torch.stack([images[labels == first][:count], images[labels == second][:count]], dim=1)
-    pairs = F.normalize(pairs - pairs.mean(-1, keepdim=True), dim=-1).flatten(0, 1)
-    signs = torch.tensor([1.0, -1.0]).repeat(count)[:, None]
-    return pairs[:train], signs[:train], pairs[train:], signs[train:]
+    images = F.normalize(images - images.mean(-1, keepdim=True), dim=-1)
+    ones, others = images[torch.tensor(target == first)], images[torch.tensor(target == second)]
+
+    def half_and_half(start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = slice(start // 2, (start + count) // 2)
+        signs = torch.tensor([1.0, -1.0]).repeat_interleave(count // 2)[:, None]
+        return torch.cat([ones[chosen], others[chosen]]), signs
+
+    return *half_and_half(0, train), *half_and_half(train, test)
 
 
 inputs, targets, test_inputs, test_targets = load_two_digits(3, 8, train=16, test=8)
