@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from tpcompile.capture.forward import Collector
+from tpcompile.capture.tap import listening
+
 
 def forward_with_activations(model: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The output ``(N, ...)`` and every activation ``(N, ...)`` of one forward pass, without gradients.
 
-    An activation is the tensor that a submodule returns, batch axis first, under its module path; further
-    calls of a module are ``path:1``, ``path:2``, ... A container that returns the very tensor of one of its
-    children is left out in favour of the child. The model's buffers and the random state are the
-    same afterwards.
+    An activation is a tensor that a submodule returns, under its module path, or that the user names with
+    ``tp.tap``; further ones of the same name are ``path:1``, ``path:2``, ... A module that returns a tensor
+    already recorded (a container its last child's) is left out. The names are those of the compiler, whose
+    collector this uses. The model's buffers and the random state are the same afterwards.
     """
-    count = inputs.shape[0]
-    calls: dict[str, int] = {}
-    returned: dict[str, Tensor] = {}  # kept alive, so that identity means the same tensor
-    copies: dict[str, Tensor] = {}  # safe from operations in place
+    collector = Collector()
+    inside: list[str] = []
 
-    def hook(path: str, output: object) -> None:
-        if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != count:
-            return
-        inside = f"{path}."
-        if any(output is value for name, value in returned.items() if name.startswith(inside)):
-            return
-        call = calls.get(path, 0)
-        calls[path] = call + 1
-        name = path if call == 0 else f"{path}:{call}"
-        returned[name] = output
-        copies[name] = output.detach().clone()
+    def leave(path: str, output: object) -> None:
+        inside.pop()
+        collector.module_output(path, output)
 
-    def hook_for(path: str):
-        return lambda module, args, output: hook(path, output)
+    def enter_hook(path: str) -> Callable[..., None]:
+        return lambda module, args: inside.append(path)
 
-    handles = [
-        module.register_forward_hook(hook_for(path)) for path, module in model.named_modules() if path
-    ]
+    def leave_hook(path: str) -> Callable[..., None]:
+        return lambda module, args, output: leave(path, output)
+
+    def tapped(value: Tensor, name: str) -> None:
+        collector.tapped(f"{inside[-1]}.{name}" if inside else name, value)
+
+    handles = []
+    for path, module in model.named_modules():
+        if path:
+            handles.append(module.register_forward_pre_hook(enter_hook(path)))
+            handles.append(module.register_forward_hook(leave_hook(path)))
     try:
-        with torch.no_grad(), unchanged(model):
+        with torch.no_grad(), unchanged(model), listening(tapped):
             output = model(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return output, copies
+    count = inputs.shape[0]
+    return output, {name: x for name, x in collector.values.items() if x.shape[:1] == (count,)}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ _IDENTITY = frozenset(
         _aten.lift_fresh_copy.default,
     }
 )
-_IDENTITY_IF_SAME_SHAPE = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.expand.default})
+RESHAPES = frozenset({_aten.view.default, _aten._unsafe_view.default})
+_IDENTITY_IF_SAME_SHAPE = RESHAPES | {_aten.expand.default}
 
 
 @dataclass(frozen=True)
@@ -82,33 +83,53 @@ def live_nodes(trace: ProbeTrace) -> list[fx.Node]:
 def simplify(aligned: Aligned) -> Aligned:
     """Read through operations that return their argument unchanged."""
     through: dict[str, Ref] = {}
-
-    def resolve(value: Any) -> Any:
-        if isinstance(value, Ref):
-            return through.get(value.name, value)
-        return tuple(resolve(v) for v in value) if isinstance(value, tuple) else value
-
-    nodes = {}
+    nodes: dict[str, GraphNode] = {}
     for name, node in aligned.nodes.items():
-        args = resolve(node.args)
-        kwargs = tuple((k, resolve(v)) for k, v in node.kwargs)
-        source = aligned.nodes[args[0].name] if args and isinstance(args[0], Ref) else None
-        same = source is not None and source.shape == node.shape and source.dtype == node.dtype
-        inverse = source is not None and source.target is node.target and _undoes(source, args)
-        if node.target in _IDENTITY or (node.target in _IDENTITY_IF_SAME_SHAPE and same):
-            through[name] = args[0]
-        elif inverse and source is not None:
-            through[name] = nodes[source.name].args[0]
+        node = replace(node, args=redirect(node.args, through), kwargs=redirect(node.kwargs, through))
+        source = _source(node, nodes)
+        if source is not None and node.target in RESHAPES and source.target in RESHAPES:
+            node = replace(node, args=(source.args[0], *node.args[1:]))
+            source = _source(node, nodes)
+        unchanged = None if source is None else _unchanged(node, source, nodes)
+        if unchanged is None:
+            nodes[name] = node
         else:
-            nodes[name] = GraphNode(name, node.kind, node.target, args, kwargs, node.shape, node.dtype, node.origin)
-    return Aligned(nodes, {k: resolve(v) for k, v in aligned.outputs.items()}, aligned.rows)
+            through[name] = unchanged
+    return Aligned(nodes, {k: redirect(v, through) for k, v in aligned.outputs.items()}, aligned.rows)
 
 
-def _undoes(source: GraphNode, args: tuple[Any, ...]) -> bool:
-    """True if two equal transpositions follow each other."""
-    if source.target is _aten.t.default:
-        return True
-    return source.target is _aten.transpose.int and set(source.args[1:]) == set(args[1:])
+def redirect(value: Any, through: dict[str, Ref]) -> Any:
+    """An argument with some references replaced."""
+    if isinstance(value, Ref):
+        return through.get(value.name, value)
+    return tuple(redirect(v, through) for v in value) if isinstance(value, tuple) else value
+
+
+def _source(node: GraphNode, nodes: dict[str, GraphNode]) -> GraphNode | None:
+    """The node of the first argument."""
+    first = node.args[0] if node.args else None
+    return nodes.get(first.name) if isinstance(first, Ref) else None
+
+
+def _unchanged(node: GraphNode, source: GraphNode, nodes: dict[str, GraphNode]) -> Ref | None:
+    """The earlier value that ``node``, an operation on ``source``, is equal to."""
+    if node.target is _aten.copy.default:  # (destination, source)
+        written = nodes[node.args[1].name]
+        return node.args[1] if (written.shape, written.dtype) == (node.shape, node.dtype) else None
+    itself, before = Ref(source.name), source.args[0] if source.args else None
+    if node.target in _IDENTITY:
+        return itself
+    if node.target in _IDENTITY_IF_SAME_SHAPE and source.shape == node.shape and source.dtype == node.dtype:
+        return itself
+    if not isinstance(before, Ref):
+        return None
+    if node.target is source.target is _aten.t.default:
+        return before
+    if node.target is source.target is _aten.transpose.int and set(source.args[1:]) == set(node.args[1:]):
+        return before
+    if node.target is operator.getitem and source.target is _aten.split_with_sizes.default and len(source.args[1]) == 1:
+        return before
+    return None
 
 
 def prune(aligned: Aligned) -> Aligned:

@@ -23,7 +23,7 @@ class Arguments:
     targets: torch.Tensor | None
     batches: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     loss: Callable[[Any, Any], Any] | None
-    optimizer: Callable[[Any], torch.optim.Optimizer] | None
+    optimizer: Callable[[Any], Any] | None
     steps: int
     test_inputs: torch.Tensor | None
     init: dict[str, Law]

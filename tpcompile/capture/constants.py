@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tpcompile.capture.align import Aligned, describe
+from tpcompile.capture.align import RESHAPES, Aligned, redirect
+from tpcompile.capture.graph import GraphNode, Ref
 from tpcompile.capture.initialisation import Recording, parameter_laws
 from tpcompile.capture.powers import power_of
 from tpcompile.errors import FactoryError, InitialisationError
@@ -37,6 +38,8 @@ def fold_constants(aligned: Aligned, recordings: Mapping[int, Recording]) -> Fol
     nodes = dict(aligned.nodes)
     data: dict[str, Tensor] = {}
     laws: dict[str, Law] = {}
+    made: dict[Any, Ref] = {}
+    through: dict[str, Ref] = {}
     for name, row in aligned.rows.items():
         node = nodes[name]
         if node.kind not in ("call", "constant") or not row[0].meta["constant"] or node.shape is None:
@@ -53,12 +56,35 @@ def fold_constants(aligned: Aligned, recordings: Mapping[int, Recording]) -> Fol
                     advice="draw or fill it in the factory with torch, and register it as a buffer",
                 )
             continue
+        key = _identity(node, found)
+        if key in made:
+            through[name] = made[key]
+            continue
+        made[key] = Ref(name)
         if isinstance(found, Tensor):
             data[name] = found
         else:
             laws[name] = found
         nodes[name] = replace(node, kind="constant", target=name, args=(), kwargs=())
-    return Folded(replace(aligned, nodes=nodes), data, laws)
+    merged = {
+        name: replace(n, args=redirect(n.args, through), kwargs=redirect(n.kwargs, through))
+        for name, n in nodes.items()
+        if name not in through
+    }
+    outputs = {key: redirect(ref, through) for key, ref in aligned.outputs.items()}
+    return Folded(Aligned(merged, outputs, aligned.rows), data, laws)
+
+
+def _identity(node: GraphNode, value: Tensor | Law) -> Any:
+    """Equal for constants that are the same value; a random law is a value of its own each time."""
+    if isinstance(value, Tensor):
+        return (
+            node.shape,
+            node.dtype,
+            str(value.device),
+            value.contiguous().reshape(-1).view(torch.uint8).numpy(force=True).tobytes(),
+        )
+    return (node.shape, node.dtype, value) if isinstance(value, Constant) else node.name
 
 
 def _recorded(values: Sequence[Tensor], recordings: Mapping[int, Recording]) -> Law | None:
@@ -113,12 +139,8 @@ def graph_module(aligned: Aligned, constants: Mapping[str, Tensor]) -> fx.GraphM
             made[name] = graph.create_node("get_attr", name, name=name)
         else:
             kwargs = {k: argument(old.kwargs[k], v) for k, v in node.kwargs}
-            made[name] = graph.create_node("call_function", node.target, argument(old.args, node.args), kwargs, name)
+            target = torch.ops.aten.reshape.default if node.target in RESHAPES else node.target  # any strides
+            made[name] = graph.create_node("call_function", target, argument(old.args, node.args), kwargs, name)
         made[name].meta = {k: v for k, v in old.meta.items() if k in ("shape", "dtype", "origin")}
     graph.output({name: made[ref.name] for name, ref in aligned.outputs.items()})
     return fx.GraphModule(root, graph)
-
-
-def explain(node: fx.Node) -> str:
-    """A node in words with its place."""
-    return f"{describe(node)} at {node.meta['origin']}"

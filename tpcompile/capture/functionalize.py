@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpcompile.capture.graph import Origin
 from tpcompile.capture.origin import Position
 from tpcompile.capture.tracer import Tracer
 
@@ -19,14 +20,14 @@ class _Replay(fx.Interpreter):
         self._tracer = tracer
 
     def run_node(self, n: fx.Node) -> Any:
-        self._tracer.current = n.meta.get("origin")
+        self._tracer.current = n.meta.get("origin", self._tracer.current)
         return super().run_node(n)
 
 
 class _OriginTracer(Tracer):
-    current: Any = None
+    current: Origin = Origin("", "forward", 0)
 
-    def _origin(self):
+    def _origin(self) -> Origin:
         return self.current
 
 

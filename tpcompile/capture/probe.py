@@ -121,7 +121,7 @@ def _call_optimizer(arguments: Arguments, module: nn.Module) -> torch.optim.Opti
 def _check_parameters(module: nn.Module) -> None:
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, value in named:
-            if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
+            if torch.nn.parameter.is_lazy(value):
                 raise CaptureError(
                     f"{kind} '{name}' has no shape yet (lazy module)",
                     where=f"{kind} '{name}'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -28,4 +29,12 @@ def jacobians(
         return forward({**moving, **fixed}, buffers, x.unsqueeze(0)).squeeze(0).flatten()
 
     moving = {n: parameters[n] for n in names}
-    return torch.func.vmap(torch.func.jacrev(single), (None, 0))(moving, inputs)
+    jacobian = torch.func.jacrev(single)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        try:
+            return torch.func.vmap(jacobian, (None, 0))(moving, inputs)
+        except RuntimeError:
+            # In-place operations inside torch (RNN cells) need every operand to have the batch axis.
+            copies = {n: p.expand(len(inputs), *p.shape) for n, p in moving.items()}
+            return torch.func.vmap(jacobian, (0, 0))(copies, inputs)

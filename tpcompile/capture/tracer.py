@@ -17,6 +17,7 @@ from torch import fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tpcompile.capture.graph import Origin
 from tpcompile.capture.origin import Position, user_source
 from tpcompile.errors import CaptureError
 
@@ -98,7 +99,7 @@ class Tracer(TorchDispatchMode):
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node:
         """The node of a tensor; a tensor that the trace has not seen becomes a constant."""
-        entry = tensor.__dict__.get(_ATTRIBUTE)
+        entry = getattr(tensor, _ATTRIBUTE, None)
         if entry is not None and entry[0] is self._token:
             return entry[1]
         return self._constant(tensor)
@@ -106,7 +107,8 @@ class Tracer(TorchDispatchMode):
     def release(self) -> None:
         """Take the node attributes off tensors of the user's that the trace met."""
         for tensor in self._tagged:
-            tensor.__dict__.pop(_ATTRIBUTE, None)
+            if hasattr(tensor, _ATTRIBUTE):
+                delattr(tensor, _ATTRIBUTE)
 
     def _constant(self, tensor: torch.Tensor) -> fx.Node:
         if id(tensor) in self._foreign:
@@ -134,7 +136,7 @@ class Tracer(TorchDispatchMode):
         meta["shape"], meta["dtype"] = tuple(tensor.shape), tensor.dtype
         if "origin" not in meta:
             meta["origin"] = self.position.origin()
-        tensor.__dict__[_ATTRIBUTE] = (self._token, node)
+        setattr(tensor, _ATTRIBUTE, (self._token, node))
 
     # -- recording ------------------------------------------------------------------------------
 
@@ -249,16 +251,17 @@ class Tracer(TorchDispatchMode):
                 self._describe(copy, item)
         return out
 
-    def _origin(self):
+    def _origin(self) -> Origin:
         position = self.position
         current = torch._C._current_autograd_node()
         if current is not None:
             module = self._modules.get(current._sequence_nr(), "")
             phase = position.phase if position.phase == "tangent" else "backward"
-            return type(position.origin())(module, phase, position.step)
+            return Origin(module, phase, position.step)
         if position.phase in ("backward", "update"):
             return position.origin()
-        self._modules[torch.autograd._get_sequence_nr() - 1] = position.module
+        sequence_number = getattr(torch.autograd, "_get_sequence_nr")() - 1  # noqa: B009, of the autograd node being made
+        self._modules[sequence_number] = position.module
         return position.origin(user_source())
 
 

@@ -208,16 +208,16 @@ def _scalar(
     return (mean + sign * (vectors * values.clamp_min(0).sqrt()) @ noise).reshape(shape)
 
 
-def _mark(run: Run) -> tuple[list[int], list[int]]:
+def _mark(run: Run) -> tuple[list[tuple[int, Tensor | None]], list[int]]:
     """How many rows and Sobol dimensions are in use: where every member starts from."""
-    sources = [f.source.used for f in run.frames.values()]
+    sources = [(f.source.used, f.ready) for f in run.frames.values()]
     rows = [r.count for m in run.matrices.values() for r in _rows(m)]
     return sources, rows
 
 
-def _rewind(run: Run, marks: tuple[list[int], list[int]]) -> None:
-    for frame, used in zip(run.frames.values(), marks[0], strict=True):
-        frame.source.used = used
+def _rewind(run: Run, marks: tuple[list[tuple[int, Tensor | None]], list[int]]) -> None:
+    for frame, (used, ready) in zip(run.frames.values(), marks[0], strict=True):
+        frame.source.used, frame.ready = used, ready
     stacks = [r for m in run.matrices.values() for r in _rows(m)]
     for stack, count in zip(stacks, marks[1], strict=True):
         stack.count = count

@@ -18,6 +18,9 @@ from tpcompile.errors import EvaluationError
 from tpcompile.laws import Constant, Law, Normal, TruncatedNormal, Uniform, mean_and_std
 
 
+_AHEAD = 128  # rows drawn ahead
+
+
 class Rows:
     """A growing stack of rows in one buffer."""
 
@@ -57,6 +60,11 @@ class Source:
         points = points[part * particles : (part + 1) * particles]
         self._points = points.T.contiguous().add_(2.0**-31)  # never 0: the engine has 30 bits
 
+    @property
+    def left(self) -> int:
+        """Dimensions that are not yet used."""
+        return max(0, self._dimension - self.used)
+
     def uniform(self, rows: int) -> Tensor:
         """The next rows, shape (rows, M), in (0, 1)."""
         start, self.used = self.used, self.used + rows
@@ -75,6 +83,7 @@ class Frame:
     dtype: torch.dtype
     source: Source
     drawn: list[Rows] = field(default_factory=list)
+    ready: Tensor | None = None  # orthonormal rows drawn ahead, in large blocks for speed
 
     def segment(self, capacity: int) -> Rows:
         """A new stack of rows that later draws are orthogonal to."""
@@ -84,7 +93,15 @@ class Frame:
 
     def normals(self, rows: int) -> Tensor:
         """Fresh standard normals, orthonormal in L2 to each other and to everything drawn; shape (rows, M)."""
-        return self._orthonormal(torch.special.ndtri(self.source.uniform(rows)).to(self.dtype))
+        have = 0 if self.ready is None else self.ready.shape[0]
+        if have < rows:
+            ahead = max(rows - have, min(_AHEAD, self.source.left))
+            z = torch.special.ndtri(self.source.uniform(ahead)).to(self.dtype)
+            more = self._orthonormal(z, self.ready)
+            self.ready = more if self.ready is None else torch.cat([self.ready, more])
+        assert self.ready is not None
+        out, self.ready = self.ready[:rows], self.ready[rows:]
+        return out
 
     def draw(self, law: Law, rows: int) -> Tensor:
         """Fresh draws of a law with its exact mean and covariance; shape (rows, M)."""
@@ -93,25 +110,25 @@ class Frame:
         standard = (quantile(law, u) - mean) / std if std > 0 else torch.zeros_like(u)
         if std == 0:
             return torch.full((rows, self.particles), mean, dtype=self.dtype)
-        fresh = self._orthonormal(standard.to(self.dtype))
+        fresh = self._orthonormal(standard.to(self.dtype), self.ready)
         self.segment(rows).append(fresh)
         return fresh * std + mean
 
-    def _orthonormal(self, z: Tensor) -> Tensor:
-        total = 1 + z.shape[0] + sum(rows.count for rows in self.drawn)
+    def _orthonormal(self, z: Tensor, ready: Tensor | None) -> Tensor:
+        known = [rows.value for rows in self.drawn if rows.count]
+        known += [ready] if ready is not None and ready.shape[0] else []
+        total = 1 + z.shape[0] + sum(rows.shape[0] for rows in known)
         if total > self.particles // 2:
             raise EvaluationError(
                 f"{total} independent directions on one width axis need more than {self.particles} particles",
                 advice=f"set particles={2 ** math.ceil(math.log2(4 * total))} or more",
             )
         z = z - z.mean(1, keepdim=True)
-        for rows in self.drawn:
-            if rows.count:
-                basis = rows.value
-                z = z - (z @ basis.T / self.particles) @ basis
-        # the symmetric root changes the draws least, so they stay closest to their law
-        eigenvalues, vectors = torch.linalg.eigh(z @ z.T / self.particles)
-        return (vectors * eigenvalues.rsqrt()) @ vectors.T @ z
+        for basis in known:
+            z = torch.addmm(z, z @ basis.T, basis, alpha=-1.0 / self.particles)
+        # rows in order, so that early directions keep their low discrepancy
+        lower = torch.linalg.cholesky(z @ z.T / self.particles)
+        return torch.linalg.solve_triangular(lower, z, upper=False)
 
 
 def quantile(law: Law, u: Tensor) -> Tensor:

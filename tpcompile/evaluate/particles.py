@@ -177,11 +177,11 @@ def limits(plan: Plan, values: Mapping[Node, Tensor], dtype: torch.dtype) -> dic
     for name, output in plan.program.outputs.items():
         node = output.limit
         shape = tuple(d for d in output.shape if isinstance(d, int))
-        value = torch.zeros(shape, dtype=dtype) if node is None else values[node]
+        value = torch.zeros((), dtype=dtype).expand(shape) if node is None else values[node]
         if not bool(torch.isfinite(value).all()):
             raise EvaluationError(
                 f"'{name}' is not finite in the limit",
                 advice="the training diverges or divides by zero there; lower the learning rate or the number of steps",
             )
-        out[name] = value.clone()
+        out[name] = value.reshape(shape).clone()
     return out

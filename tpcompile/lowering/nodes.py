@@ -43,7 +43,7 @@ class Nodes:
     def split(self, node: Node, keep_dims: bool = True) -> Weighted:
         """A node as number times node; a constant is a number times one, expanded if its dims are to be kept."""
         inner = node.operands[0] if isinstance(node.op, Expand) else node
-        if isinstance(inner.op, Const):
+        if isinstance(inner.op, Const) and inner.op.value != 0.0:
             return inner.op.value, self.expand(self.one, node.dims) if keep_dims else self.one
         if isinstance(node.op, Sum) and len(node.operands) == 1 and node.operands[0].dims == node.dims:
             return node.op.coefficients[0], node.operands[0]

@@ -15,7 +15,7 @@ from tpcompile.errors import UndeterminedLimitError, UnstableError
 from tpcompile.ir import Output, Program, finish
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Lowered, lower
-from tpcompile.lowering.value import HALF, AnyValue, Value, flat, is_width, largest
+from tpcompile.lowering.value import HALF, AnyValue, Value, largest
 
 DEEPEST = Fraction(4)
 
@@ -112,7 +112,8 @@ def _output(value: Value) -> Output:
     """The terms of exponent 0 and above: what vanishes is not kept."""
     kept = tuple((e, node) for e, node in value.terms if e >= 0)
     below = [e for e, _ in value.terms if e < 0]
-    return Output(kept, largest(value.remainder, *below), flat(value.axes))
+    shape = tuple(d for axis in value.axes for d in (axis or (1,)))
+    return Output(kept, largest(value.remainder, *below), shape)
 
 
 def _features(context: Context, values: Mapping[str, AnyValue], name: str, steps: int) -> dict[str, Output]:
@@ -162,4 +163,4 @@ def _squares(context: Context, x: Value) -> Value:
     return total
 
 
-__all__ = ["Compilation", "compile_capture", "is_width", "requests"]
+__all__ = ["Compilation", "compile_capture", "requests"]

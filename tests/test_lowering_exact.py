@@ -1,0 +1,42 @@
+"""A program lowered at a concrete width and run on the model's weights is the model, to rounding."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from zoo import cases
+
+from tpcompile.capture import capture
+from tpcompile.evaluate.reference import run
+from tpcompile.ir import finish
+from tpcompile.lowering.lower import lower
+from tpcompile.lowering.request import requests
+from tpcompile.simulate import build, seeded, simulate
+
+WIDTH = 24
+CASES = cases()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_program_at_a_width_is_the_model(name):
+    case = CASES[name]
+    captured = capture(case.make, case.inputs, case.targets, case.loss, None, case.steps, case.test_inputs)
+    lowered = lower(captured, Fraction(1), width=WIDTH)
+    outputs, _ = requests(captured, lowered)
+    program = finish(lowered.context.algebra.builder, outputs)
+    with seeded(3):
+        model, _ = build(case.make, WIDTH)
+        weights = {k: v.detach().double() for k, v in model.named_parameters()}
+    values = run(program, weights, WIDTH)
+    real = simulate(
+        case.make, case.inputs, case.targets, case.loss, None, case.steps, case.test_inputs, width=WIDTH, seed=3
+    )
+    for t in range(case.steps + 1):
+        found = values[program.outputs[f"outputs/{t}"].terms[0][1]].reshape(real.outputs[t].shape)
+        assert torch.allclose(found, real.outputs[t], rtol=1e-5, atol=1e-7), t
+        loss = values[program.outputs[f"loss/{t}"].terms[0][1]]
+        assert torch.allclose(loss, real.loss[t], rtol=1e-5, atol=1e-7)
+        for activation in captured.activations:
+            kernel = values[program.outputs[f"kernel/{activation}/{t}/xx"].terms[0][1]]
+            n = kernel.shape[0]
+            assert torch.allclose(kernel, real.feature_kernel(activation)[t, :n, :n], rtol=1e-5, atol=1e-7)
