@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tpcompile.capture.tap import tap
 from tpcompile.errors import FactoryError, UsageError
 from tpcompile.recording import forward_with_activations
 from tpcompile.results import load_result
@@ -187,20 +188,31 @@ def test_batch_normalisation():
 class Loop(nn.Module):
     def __init__(self, n):
         super().__init__()
-        self.cell = nn.Sequential(nn.Linear(3 + n, n), nn.ReLU(inplace=True))
+        self.inject = nn.Linear(3, n)
+        self.cell = nn.Sequential(nn.Linear(n, n), nn.ReLU(inplace=True))
         self.out = nn.Linear(n, 2)
         self.n = n
 
     def forward(self, x):
+        u = self.inject(x)
         h = torch.zeros(x.shape[0], self.n)  # of the default dtype
         for _ in range(3):
-            h = self.cell(torch.cat([x, h], 1))
+            h = self.cell(u + h)
         return self.out(h)
 
 
 def test_names_of_repeated_calls_and_operations_in_place():
     _, found = forward_with_activations(Loop(4), X)
-    assert list(found) == ["cell.0", "cell.1", "cell.0:1", "cell.1:1", "cell.0:2", "cell.1:2", "out"]
+    assert list(found) == [
+        "inject",
+        "cell.0",
+        "cell.1",
+        "cell.0:1",
+        "cell.1:1",
+        "cell.0:2",
+        "cell.1:2",
+        "out",
+    ]
     assert (found["cell.0"] < 0).any()  # not overwritten by the relu
     result = simulate(Loop, X, width=6)
     assert "out" not in result.activations  # it does not grow with the width
@@ -210,6 +222,34 @@ def test_names_of_repeated_calls_and_operations_in_place():
     assert chosen.activations == ("cell.1:2",)
     with pytest.raises(UsageError, match=r"no activation 'cell\.9'"):
         simulate(Loop, X, width=6, activations=["cell.9"])
+
+
+class Tapped(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.block = Loop(n)
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        y = self.same(self.block.cell(self.block.inject(x)))
+        tap(y + 1, "shifted")
+        return self.block.out(tap(y, "y"))
+
+
+def test_taps():
+    _, found = forward_with_activations(Tapped(4), X)
+    assert list(found) == ["block.inject", "block.cell.0", "block.cell.1", "shifted", "y", "block.out"]
+    torch.testing.assert_close(found["shifted"], found["y"] + 1)
+    result = simulate(Tapped, X, width=6)
+    assert result.activations == ("block.inject", "block.cell.0", "block.cell.1", "shifted", "y")
+
+
+def test_names_agree_with_the_compiler():
+    from tpcompile.capture import capture
+
+    for factory in (make, Loop, Tapped):
+        captured = capture(factory, X).activations
+        assert simulate(factory, X, width=8).activations == captured
 
 
 def test_sequences_and_file(tmp_path):
