@@ -81,7 +81,7 @@ def test_a_right_limit_passes(error):
     done = []
     report = check(Fake(error=error), seeds=6, progress=lambda i, n: done.append((i, n)))
     assert report.passed, str(report)
-    assert [q.name for q in report.quantities] == ["outputs", "loss", "kernel of 'a'", "kernel of 'b'"]
+    assert [q.name for q in report.quantities] == ["outputs", "loss", "kernel a", "kernel b"]
     assert report.comparisons == 9 + 3 + 18 + 18  # kernels: the upper triangle
     outputs = report.quantities[0]
     assert outputs.slope is not None

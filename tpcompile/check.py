@@ -61,7 +61,7 @@ class WidthRow:
 
 @dataclass(frozen=True)
 class QuantityCheck:
-    """One quantity (``outputs``, ``loss``, ``kernel of 'hidden.0'``, ...) at all steps.
+    """One quantity (``outputs``, ``loss``, ``kernel hidden.0``, ...) at all steps.
 
     ``discrepancy`` is the RMS difference between the extrapolated mean and the limit, ``resolution`` the RMS of
     its combined standard error (what could have been seen), ``scale`` the RMS of the limit itself.
@@ -197,6 +197,7 @@ def check(
     ``limit`` is an evaluated limit (else it is evaluated with ``evaluate_options``); ``powers`` are those
     of 1/n in the mean's approach to the limit. A limit whose output at initialisation is random is compared
     conditioned on a zero output, as ``output_init="zero"`` asks for: single networks do not approach its mean.
+    (Pass ``output_init="zero"`` with a ``limit`` that was evaluated with it.)
     ``seed`` is the first of the consecutive seeds, ``progress(done, total)`` is called after every run.
 
     Raises :class:`UsageError` for too few widths or seeds.
@@ -295,7 +296,7 @@ def _quantities(result: Result, errors: bool = False) -> dict[str, Tensor]:
     kernels = result.kernels_stderr if errors else result.kernels
     for name, kernel in kernels.items():
         upper = torch.triu_indices(kernel.shape[1], kernel.shape[2])
-        values[f"kernel of '{name}'"] = kernel[:, upper[0], upper[1]]
+        values[f"kernel {name}"] = kernel[:, upper[0], upper[1]]
     return {name: value.double().flatten() for name, value in values.items() if value is not None}
 
 
