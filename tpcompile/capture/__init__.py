@@ -65,7 +65,7 @@ def capture(
             learning_rates=_learning_rates(probes),
             activations=activations,
             steps=arguments.steps,
-            graph_module=graph_module(final, data),
+            graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
             widths=arguments.widths,
             output_shape=traces[0].output_shape,
         )

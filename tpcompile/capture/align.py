@@ -17,17 +17,10 @@ from tpcompile.errors import FactoryError
 
 _aten = torch.ops.aten
 # In a graph without mutation these return their argument's entries (the last three if the shape stays).
-_IDENTITY = frozenset(
-    {
-        _aten.detach.default,
-        _aten.alias.default,
-        _aten.clone.default,
-        _aten.lift_fresh.default,
-        _aten.lift_fresh_copy.default,
-    }
-)
-RESHAPES = frozenset({_aten.view.default, _aten._unsafe_view.default})
-_IDENTITY_IF_SAME_SHAPE = RESHAPES | {_aten.expand.default}
+_ALIAS = frozenset({_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default})
+_IDENTITY = _ALIAS | {_aten.clone.default, _aten.lift_fresh_copy.default}
+_RESHAPES = frozenset({_aten.view.default, _aten._unsafe_view.default})
+_IDENTITY_IF_SAME_SHAPE = _RESHAPES | {_aten.expand.default}
 
 
 @dataclass(frozen=True)
@@ -80,14 +73,23 @@ def live_nodes(trace: ProbeTrace) -> list[fx.Node]:
     return [node for node in reversed(kept) if node.op != "output"]
 
 
-def simplify(aligned: Aligned) -> Aligned:
-    """Read through operations that return their argument unchanged."""
+def simplify(aligned: Aligned, keep_layout: bool = False) -> Aligned:
+    """Read through operations that return their argument unchanged.
+
+    ``keep_layout`` keeps those that change the layout in memory, which kernels may rely on.
+    """
     through: dict[str, Ref] = {}
     nodes: dict[str, GraphNode] = {}
     for name, node in aligned.nodes.items():
         node = replace(node, args=redirect(node.args, through), kwargs=redirect(node.kwargs, through))
         source = _source(node, nodes)
-        if source is not None and node.target in RESHAPES and source.target in RESHAPES:
+        if keep_layout:
+            if source is not None and node.target in _ALIAS:
+                through[name] = Ref(source.name)
+            else:
+                nodes[name] = node
+            continue
+        if source is not None and node.target in _RESHAPES and source.target in _RESHAPES:
             node = replace(node, args=(source.args[0], *node.args[1:]))
             source = _source(node, nodes)
         unchanged = None if source is None else _unchanged(node, source, nodes)

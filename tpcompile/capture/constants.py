@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tpcompile.capture.align import RESHAPES, Aligned, redirect
+from tpcompile.capture.align import Aligned, redirect
 from tpcompile.capture.graph import GraphNode, Ref
 from tpcompile.capture.initialisation import Recording, parameter_laws
 from tpcompile.capture.powers import power_of
@@ -139,8 +139,7 @@ def graph_module(aligned: Aligned, constants: Mapping[str, Tensor]) -> fx.GraphM
             made[name] = graph.create_node("get_attr", name, name=name)
         else:
             kwargs = {k: argument(old.kwargs[k], v) for k, v in node.kwargs}
-            target = torch.ops.aten.reshape.default if node.target in RESHAPES else node.target  # any strides
-            made[name] = graph.create_node("call_function", target, argument(old.args, node.args), kwargs, name)
+            made[name] = graph.create_node("call_function", node.target, argument(old.args, node.args), kwargs, name)
         made[name].meta = {k: v for k, v in old.meta.items() if k in ("shape", "dtype", "origin")}
     graph.output({name: made[ref.name] for name, ref in aligned.outputs.items()})
     return fx.GraphModule(root, graph)

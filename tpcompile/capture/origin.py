@@ -38,18 +38,17 @@ class Position:
 
 
 def user_source() -> str | None:
-    """``file.py:line`` of the innermost frame that is neither PyTorch's nor ours, up to our own call."""
+    """``file.py:line`` of the innermost frame that is neither PyTorch's nor ours, up to our own call.
+
+    Frames of this package's tracer lie between the operation and the user's line and are skipped.
+    """
     frame: FrameType | None = sys._getframe(1)
-    entered_user_code = False
     while frame is not None:
         filename = frame.f_code.co_filename
-        if filename.startswith(_OWN):
-            if entered_user_code:
-                return None
-        elif filename.startswith(_LIBRARY):
-            entered_user_code = True
-        else:
-            return f"{os.path.basename(filename)}:{frame.f_lineno}" if _is_user(filename) else None
+        if _is_user(filename):
+            return f"{os.path.basename(filename)}:{frame.f_lineno}"
+        if filename.startswith(_OWN) and not filename.endswith(("tracer.py", "origin.py")):
+            return None
         frame = frame.f_back
     return None
 

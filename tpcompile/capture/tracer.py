@@ -29,14 +29,13 @@ _VALUE_FREE = frozenset(
         torch.ops.aten.ones_like.default,
         torch.ops.aten.zeros_like.default,
         torch.ops.aten.full_like.default,
-        torch.ops.aten.empty_like.default,
         torch.ops.aten.new_zeros.default,
         torch.ops.aten.new_ones.default,
         torch.ops.aten.new_full.default,
-        torch.ops.aten.new_empty.default,
-        torch.ops.aten.new_empty_strided.default,
+        torch.ops.aten.fill.Scalar,
     }
 )
+_UNINITIALISED = frozenset({torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default})
 _READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
 # Operations that change their running statistics although their schema does not say so.
 _HIDDEN_MUTATION = {torch.ops.aten.native_batch_norm.default: (3, 4)}
@@ -217,8 +216,10 @@ class Tracer(TorchDispatchMode):
 
     def _record(self, func: Any, node_args: Any, node_kwargs: Any, out: Any, mutated: list[Any]) -> None:
         node = self._call(func, node_args, node_kwargs)
-        constant = not mutated and (
-            func in _VALUE_FREE or (self._is_constant(node_args) and self._is_constant(node_kwargs))
+        constant = (
+            not mutated
+            and func not in _UNINITIALISED
+            and (func in _VALUE_FREE or (self._is_constant(node_args) and self._is_constant(node_kwargs)))
         )
         node.meta["constant"] = constant
         if isinstance(out, torch.Tensor):
