@@ -89,6 +89,7 @@ def requests(capture: Capture, lowered: Lowered) -> tuple[dict[str, Output], dic
         if name.startswith("jacobian/"):
             parameter, _, step = name.removeprefix("jacobian/").rpartition("/")
             rate = capture.learning_rates[parameter]
+            context.algebra.builder.origin = f"the tangent kernel of '{parameter}', step {step}"
             gram = context.times(_gram(context, value, value, keep=2), rate)
             assert isinstance(gram, Value)
             if gram.terms and gram.terms[0][0] > 0:
@@ -119,6 +120,7 @@ def _output(value: Value) -> Output:
 def _features(context: Context, values: Mapping[str, AnyValue], name: str, steps: int) -> dict[str, Output]:
     out: dict[str, Output] = {}
     for t in range(steps + 1):
+        context.algebra.builder.origin = f"the kernel of '{name}', step {t}"
         sets = {"x": values[f"activation/{name}/{t}"]}
         start = {"x": values[f"activation/{name}/0"]}
         if f"test_activation/{name}/{t}" in values:
