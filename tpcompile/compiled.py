@@ -13,6 +13,7 @@ from tpcompile.capture import capture
 from tpcompile.capture.graph import Capture
 from tpcompile.errors import UsageError
 from tpcompile.evaluate.limit import Estimate, Settings, Tick, estimate
+from tpcompile.evaluate.memory import parse_bytes
 from tpcompile.ir import Program
 from tpcompile.laws import Law
 from tpcompile.lowering.request import Compilation, compile_capture
@@ -64,6 +65,7 @@ class Compiled:
         output_init: str | None = None,
         extrapolate: bool = True,
         dot: bool = True,
+        memory: int | float | str | None = None,
         progress: Tick | None = None,
     ) -> LimitResult:
         """The limit of everything that was asked for.
@@ -72,10 +74,11 @@ class Compiled:
         independent scramblings that give the standard errors, ``ensemble`` is the number of draws of the random
         output at initialisation (default: twice its rank, at most 64), ``output_init="zero"`` conditions on
         a zero output instead. ``extrapolate`` removes the bias of order 1/particles. ``dot=False`` drops the
-        response terms of the Master Theorem, which is wrong, and shows what they contribute.
+        response terms of the Master Theorem, which is wrong, and shows what they contribute. ``memory`` bounds the
+        memory of the evaluation (bytes, or "4GB"; default: what the machine has): it fails at once rather than later.
         Raises UsageError for bad arguments, EvaluationError where a value is not finite or particles are too few.
         """
-        settings = _settings(evaluator, particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot)
+        settings = _settings(evaluator, particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, memory)
         names = ("outputs", "test_outputs")
         over = tuple(f"{n}/{t}" for n in names for t in range(self.steps + 1) if f"{n}/{t}" in self.program.outputs)
         found = estimate(self.program, settings, over, progress)
@@ -84,7 +87,7 @@ class Compiled:
     def tangent(self, settings: Settings, progress: Tick | None = None) -> TangentKernel:
         """The tangent kernel at every step, by parameter; traced and evaluated on first use."""
         with_jacobians = _capture(self, tangent=True)
-        program = compile_capture(with_jacobians, only=("ntk",)).program
+        program = compile_capture(with_jacobians, only=("ntk", "outputs", "test_outputs")).program
         found = estimate(program, settings, (), progress)
         shares, errors = _shares(found.mean), _shares(found.stderr)
         return TangentKernel(shares, errors)
@@ -176,6 +179,7 @@ def _settings(
     output_init: str | None,
     extrapolate: bool,
     dot: bool,
+    memory: int | float | str | None,
 ) -> Settings:
     if evaluator not in ("auto", "particles"):
         known = "'exact' and 'gaussian' are not there yet" if evaluator in ("exact", "gaussian") else "unknown"
@@ -189,7 +193,8 @@ def _settings(
         raise UsageError(f"output_init must be None or 'zero', found {output_init!r}")
     if dtype not in (torch.float64, torch.float32):
         raise UsageError(f"dtype must be torch.float64 or torch.float32, found {dtype}")
-    return Settings(particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot)
+    bound = None if memory is None else parse_bytes(memory)
+    return Settings(particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, bound)
 
 
 def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
@@ -214,7 +219,7 @@ def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
         output_shape=c.capture.output_shape,
         ntk_source=lambda: c.tangent(settings),
         evaluator="particles",
-        why="the program has nonlinearities or training steps for which only particles apply",
+        why="the particle evaluator applies to every program; it is the only one of this version",
         particles=settings.particles,
         replicas=settings.replicas,
         seed=settings.seed,
@@ -248,6 +253,8 @@ def _change(values: Mapping[str, Tensor], name: str, t: int) -> Tensor:
 def _shares(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     steps: dict[str, dict[int, Tensor]] = {}
     for name, value in values.items():
+        if not name.startswith("ntk/"):
+            continue
         parameter, _, t = name.removeprefix("ntk/").rpartition("/")
         steps.setdefault(parameter, {})[int(t)] = value
     # the program's axes are (N, k, N, k)

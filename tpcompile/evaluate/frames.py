@@ -19,6 +19,7 @@ from tpcompile.laws import Constant, Law, Normal, TruncatedNormal, Uniform, mean
 
 
 _AHEAD = 128  # rows drawn ahead
+_SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
 
 
 class Rows:
@@ -55,15 +56,16 @@ class Source:
         self.used = 0
         self._seed = seed
         self._particles = particles
-        self._dimension = max(1, min(dimension, SobolEngine.MAXDIM))
+        self._rows = dimension
+        self._dimension = max(1, min(dimension, _SOBOL_DIMENSIONS))
         points = SobolEngine(self._dimension, scramble=True, seed=seed).draw(particles * parts, dtype=torch.float64)
         points = points[part * particles : (part + 1) * particles]
         self._points = points.T.contiguous().add_(2.0**-31)  # never 0: the engine has 30 bits
 
     @property
     def left(self) -> int:
-        """Dimensions that are not yet used."""
-        return max(0, self._dimension - self.used)
+        """Rows that are expected and not yet used."""
+        return max(0, self._rows - self.used)
 
     def uniform(self, rows: int) -> Tensor:
         """The next rows, shape (rows, M), in (0, 1)."""

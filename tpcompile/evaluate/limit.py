@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tpcompile.analysis.parity import Parity
 from tpcompile.evaluate.ensemble import members, zeroed
+from tpcompile.evaluate.memory import check_memory
 from tpcompile.evaluate.particles import Plan, Run
 from tpcompile.ir import Program
 
@@ -28,6 +29,7 @@ class Settings:
     output_init: str | None = None
     extrapolate: bool = True
     dot: bool = True
+    memory: float | None = None  # bytes; None is what the machine has
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def estimate(program: Program, settings: Settings, covariances: tuple[str, ...] 
     covariance over the ensemble of random scalars is wanted.
     """
     plan = Plan.of(program)
+    check_memory(plan, settings.particles, settings.dtype, settings.memory)
     parity = Parity()
     parts = [(1, 0, 2.0), (2, 0, -0.5), (2, 1, -0.5)] if settings.extrapolate else [(1, 0, 1.0)]
     length = len(program.nodes)

@@ -149,6 +149,8 @@ class Context:
         """A view as the result's shape."""
         if isinstance(x, MatrixValue):
             sizes = self.result_sizes()
+            if len(x.axes[-2]) > 1:
+                x = self.matrices.unbundle(x)
             if x.axes[-2:] != tuple(axis_of(Size(*s)) for s in sizes[-2:]):
                 raise self.unsupported("a view of a matrix that mixes its two growing axes")
             return self.matrices.rebatch(x, refactor(x.axes[:-2], sizes[:-2], self.place))

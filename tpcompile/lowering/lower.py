@@ -79,9 +79,11 @@ def lower(capture: Capture, depth: Fraction, width: int | None = None) -> Lowere
 
 def _growth(name: str, exponent: Fraction) -> UnstableError:
     quantity, _, step = name.rpartition("/")
+    value = quantity.removeprefix("test_").removeprefix("activation/")
+    what = f"activation '{value}'" if "activation/" in quantity else f"'{value}'"
     return UnstableError(
-        f"{quantity} grows like n^{exponent} at step {step}: the parametrization is unstable",
-        value=quantity.removeprefix("activation/"),
+        f"{what} grows like n^{exponent} at step {step}: the parametrization is unstable",
+        value=value,
         step=int(step),
         exponent=exponent,
         advice="scale the learning rate or the multipliers down by that power of the width",

@@ -151,6 +151,29 @@ class Matrices:
         )
         return replace(m, axes=(*batch, *m.axes[-2:]), outers=outers)
 
+    def unbundle(self, m: MatrixValue) -> MatrixValue:
+        """A row axis made of finite atoms and a width: the finite ones become batch axes (Jacobians of several outputs)."""
+        *extra, width = m.axes[-2]
+        finite = [d for d in extra if isinstance(d, int)]
+        if len(finite) != len(extra) or m.inits or len(m.axes[-1]) != 1:
+            raise UnsupportedOperationError("a view of a matrix that mixes its two growing axes", where=self.a.place)
+        batch = flat(m.axes[:-2])
+        b, f = len(batch), len(finite)
+
+        def rows(node: Node) -> Node:
+            return self.nodes.permute(node, [*range(b), *range(b + 1, b + 1 + f), b, b + 1 + f])
+
+        def columns(node: Node) -> Node:
+            rank, last = node.dims[-2:]
+            return self.nodes.expand(
+                self.nodes.view(node, (*batch, *([1] * f), rank, last)), (*batch, *finite, rank, last)
+            )
+
+        outers = tuple(
+            replace(t, blocks=tuple(Block(x.coefficient, rows(x.u), columns(x.v)) for x in t.blocks)) for t in m.outers
+        )
+        return replace(m, axes=(*m.axes[:-2], *((d,) for d in finite), (width,), m.axes[-1]), outers=outers)
+
     def permute_batch(self, m: MatrixValue, order: Sequence[int]) -> MatrixValue:
         """Batch axes reordered."""
         start = [sum(len(a) for a in m.axes[:i]) for i in range(len(order))]
@@ -183,7 +206,9 @@ class Matrices:
 
     def chain(self, outer: OuterTerm) -> tuple[float, Node | None, Node, Node]:
         """``(number, coefficients along the rank axis or None if all equal, U, V)`` of all blocks joined."""
-        axis = len(outer.blocks[0].u.dims) - 2
+        axis = len(outer.blocks[0].v.dims) - 2
+        if len(outer.blocks[0].u.dims) - 2 != axis:
+            raise UnsupportedOperationError("a product with a matrix whose row axis bundles finite axes", where=self.a.place)
         u = self.nodes.concat([b.u for b in outer.blocks], axis)
         v = self.nodes.concat([b.v for b in outer.blocks], axis)
         first = outer.blocks[0].coefficient

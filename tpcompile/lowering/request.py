@@ -15,7 +15,7 @@ from tpcompile.errors import UndeterminedLimitError, UnstableError
 from tpcompile.ir import Output, Program, finish
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Lowered, lower
-from tpcompile.lowering.value import HALF, AnyValue, Value, largest
+from tpcompile.lowering.value import HALF, AnyValue, Value, has_width, largest
 
 DEEPEST = Fraction(4)
 
@@ -58,7 +58,7 @@ def compile_capture(capture: Capture, only: tuple[str, ...] = ()) -> Compilation
             raise deferred
         if not unknown:
             assert lowered is not None
-            names = tuple(a for a in capture.activations if a not in growing)
+            names = tuple(a for a in capture.activations if f"kernel/{a}/0/xx" in outputs)
             return Compilation(finish(lowered.context.algebra.builder, outputs), depth, names, growing)
         depth += HALF
         if depth > DEEPEST:
@@ -80,6 +80,8 @@ def requests(capture: Capture, lowered: Lowered) -> tuple[dict[str, Output], dic
             out[name] = _output(value)
     growing: dict[str, Fraction] = {}
     for name in capture.activations:
+        if not has_width(values[f"activation/{name}/0"].axes):
+            continue  # a tapped scalar has no feature kernel
         sizes = [e for t in range(capture.steps + 1) if (e := _size(values[f"activation/{name}/{t}"])) and e > 0]
         if sizes:
             growing[name] = max(sizes)
