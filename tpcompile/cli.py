@@ -9,7 +9,6 @@ import difflib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -99,7 +98,7 @@ def compile_command(
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the whole result (.npz) for tpcompile.load_result.")] = None,
     ntk: Annotated[bool, typer.Option("--ntk", help="Evaluate the tangent kernel too.")] = False,
-    memory: Annotated[bool, typer.Option("--memory", help="Report time and peak memory too.")] = False,
+    memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GB. [default: what is free]")] = None,
     as_json: Json = False,
 ) -> None:
     """Compile a model and its training run, and evaluate its infinite-width limit.
@@ -109,7 +108,6 @@ def compile_command(
     for path in (plot, save):
         _check_writable(path)
     run_widths = _finite_widths(simulate, plot is not None)
-    start = time.perf_counter()
     with _compiled(target, steps, loss, lr, inputs, widths) as compiled:
         condition = None if output_init is None else output_init.value
         with _progress("limit") as tick:
@@ -120,6 +118,7 @@ def compile_command(
                 dtype=getattr(torch, dtype.value),
                 ensemble=ensemble,
                 output_init=condition,
+                memory=memory,
                 progress=tick,
             )
         if ntk:
@@ -129,11 +128,10 @@ def compile_command(
             result.save(save, ntk=ntk)
         if plot is not None:
             _plot(result, runs, plot)
-        costs = _costs(start) if memory else {}
         if as_json:
-            print(_json_text(target, result, runs, ntk, costs))
+            print(_json_text(target, result, runs, ntk))
         else:
-            _print_result(result, runs, ntk, costs, [path for path in (plot, save) if path is not None])
+            _print_result(result, runs, ntk, [path for path in (plot, save) if path is not None])
 
 
 @app.command("inspect")
@@ -294,30 +292,16 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _costs(start: float) -> dict[str, float]:
-    costs = {"seconds": round(time.perf_counter() - start, 3)}
-    try:
-        import resource
-    except ImportError:  # not on every system
-        return costs
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return costs | {"peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
-
-
-def _json_text(
-    target: str, result: LimitResult, runs: list[SimulationResult], ntk: bool, costs: dict[str, float]
-) -> str:
+def _json_text(target: str, result: LimitResult, runs: list[SimulationResult], ntk: bool) -> str:
     from tpcompile.report.tables import result_dict
 
     content = {"target": target} | result_dict(result, ntk=ntk)
     if runs:
         content["simulations"] = [result_dict(run) for run in runs]
-    return json.dumps(content | costs, allow_nan=False)
+    return json.dumps(content, allow_nan=False)
 
 
-def _print_result(
-    result: LimitResult, runs: list[SimulationResult], ntk: bool, costs: dict[str, float], written: list[Path]
-) -> None:
+def _print_result(result: LimitResult, runs: list[SimulationResult], ntk: bool, written: list[Path]) -> None:
     from tpcompile.report.compare import ntk_table, widths_table
     from tpcompile.report.tables import result_tables
 
@@ -328,13 +312,10 @@ def _print_result(
         _show(widths_table(result, runs))
     for path in written:
         print(f"wrote {path}")
-    if costs:
-        peak = f", peak memory {costs['peak_memory_bytes'] / 2**20:.0f} MiB" if "peak_memory_bytes" in costs else ""
-        print(f"{costs['seconds']:.1f} s{peak}")
 
 
 def _show(renderable: RenderableType) -> None:
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=160)  # tables as wide as they are
     console.print(renderable, highlight=False, markup=False)

@@ -6,7 +6,6 @@ import difflib
 import importlib.util
 import sys
 import traceback
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ def user_file(target: str) -> Iterator[Setup]:
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """``inputs``, ``targets`` and ``test_inputs`` of an ``.npz``, ``.npy`` or ``.pt`` file; a lone array is the inputs."""
+    """The data of an ``.npz``, ``.npy`` or ``.pt`` file by the names in DATA_NAMES; a lone array is the inputs."""
     if not path.is_file():
         raise UsageError(f"there is no file {path}", where="--inputs")
     try:
@@ -64,9 +63,7 @@ def read_data(path: Path) -> dict[str, Any]:
             if isinstance(content, np.lib.npyio.NpzFile):
                 with content:
                     content = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise unreadable(path, error) from error
-    except Exception as error:  # torch.load raises pickle's errors
+    except Exception as error:  # torch.load and numpy raise errors of many kinds for a file that is not theirs
         raise unreadable(path, error) from error
     found = content if isinstance(content, dict) else {"inputs": content}
     unknown = [str(name) for name in found if name not in DATA_NAMES]

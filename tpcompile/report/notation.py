@@ -142,7 +142,7 @@ def _entries(law: Law) -> str:
 def _argument(a: Any, x: Sequence[str]) -> str:
     if isinstance(a, tuple):
         if len(a) == 2 and a[0] == "%":
-            return x[a[1]]
+            return x[int(a[1])]
         return "[" + ", ".join(_argument(b, x) for b in a) + "]"
     return str(a)
 
