@@ -194,6 +194,21 @@ class Gaussian(Contract):
         return dims
 
 
+@dataclass(frozen=True)
+class Fluctuation(Op):
+    """A scalar's deviation from its limit, scaled to order one (``n^(1/2)`` times it for a moment).
+
+    Carried so that it can cancel, or meet a sum that vanishes; no evaluator gives it a law. Operands after the
+    first are what the deviation comes from, where the scalar alone does not tell.
+    """
+
+    mnemonic: ClassVar[str] = "fluctuation"
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        _expect(bool(operands) and all(kind(d) == "scalar" for d in operands), self, "scalars", operands)
+        return operands[0]
+
+
 def split_spec(spec: str) -> tuple[list[str], str]:
     """``"bi,ki->bk"`` to ``(["bi", "ki"], "bk")``."""
     left, _, out = spec.partition("->")
@@ -353,6 +368,7 @@ OPS: dict[str, type[Op]] = {
         Mul,
         Contract,
         Gaussian,
+        Fluctuation,
         Concat,
         View,
         Permute,

@@ -23,6 +23,7 @@ from tpcompile.lowering.nodes import Nodes, Weighted
 from tpcompile.lowering.value import Axes, Axis, Term, Value, flat, is_width, largest, plus
 
 _MOST_ORDERS = 12  # of a Taylor expansion
+UNKNOWN = Fraction(10**6)  # remainder of a value of which nothing is known; no power of n undoes it
 
 
 @dataclass
@@ -165,6 +166,8 @@ class Algebra:
             shift = Fraction(degree).limit_denominator(64) * lead
             moved = self.scale(value, 1.0, -lead)
             return self.scale(self._taylor(name, order, key, moved), 1.0, shift)
+        if not value.terms and lead >= 0:
+            return Value(value.axes, (), UNKNOWN)  # deeper series will tell
         if lead > 0:
             raise UnstableError(
                 f"{name} of a value of size n^{lead}: the limit does not exist",
@@ -185,7 +188,7 @@ class Algebra:
         step = small.lead
         assert step is not None
         if step >= 0:  # the remainder is as large as the leading term: nothing is known
-            return Value(value.axes, (), largest(Fraction(0), step))
+            return Value(value.axes, (), UNKNOWN)
         power = self.number(1.0, axes=())
         k = 0
         while True:
@@ -227,13 +230,17 @@ class Algebra:
     # limits --------------------------------------------------------------------------------
 
     def limit(self, value: Value) -> Node:
-        """The node of exponent 0 (zeros if there is none); UnstableError if the value grows."""
-        if value.lead is not None and value.lead > 0:
+        """The node of exponent 0 (zeros if there is none); UnstableError if the value grows.
+
+        Where the remainder hides it, the caller has to carry the remainder on.
+        """
+        if value.terms and value.terms[0][0] > 0:
+            lead = value.terms[0][0]
             raise UnstableError(
-                f"a value of size n^{value.lead} where a finite one is needed",
+                f"a value of size n^{lead} where a finite one is needed",
                 value="scalar",
                 step=None,
-                exponent=value.lead,
+                exponent=lead,
                 where=self.place,
             )
         for e, node in value.terms:

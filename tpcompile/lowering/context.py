@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from tpcompile import nonlin
 from tpcompile.capture.graph import GraphNode, Scaled, Size
 from tpcompile.errors import UnstableError, UnsupportedOperationError
-from tpcompile.ir import Data, Dims, Expand, Finite, Init, Node, Op, Width, dims_text, reachable
+from tpcompile.ir import Data, Dims, Expand, Finite, Fluctuation, Init, Node, Op, Width, dims_text, reachable
 from tpcompile.lowering.algebra import Algebra, merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
 from tpcompile.lowering.matrix import Matrices
@@ -21,7 +22,10 @@ from tpcompile.lowering.value import AnyValue, Axes, Axis, Block, MatrixValue, V
 
 # Functions whose limit is not the function of the limit where they jump; constants may pass.
 _DISCONTINUOUS = frozenset(
-    ["argmax", "argmin", "sign", "sgn", "round", "floor", "ceil", "trunc", "eq", "ne", "sort", "argsort", "topk", "bucketize", "nonzero", "unique", "floor_divide", "remainder", "fmod", "frac", "one_hot", "max_pool2d_with_indices"]
+    (
+        *("argmax", "argmin", "sign", "sgn", "round", "floor", "ceil", "trunc", "eq", "ne", "sort", "argsort", "topk"),
+        *("bucketize", "nonzero", "unique", "floor_divide", "remainder", "fmod", "frac", "max_pool2d_with_indices"),
+    )
 )
 
 
@@ -41,7 +45,8 @@ class Context:
     @property
     def place(self) -> str:
         """Where in the user's model the current operation stands."""
-        return f"{self.current.target} in {self.current.origin}"
+        target = "" if self.current.target is operator.getitem else f"{self.current.target} in "
+        return f"{target}{self.current.origin}"
 
     def unsupported(self, what: str, advice: str | None = None) -> UnsupportedOperationError:
         """An error for the operation at hand."""
@@ -236,19 +241,17 @@ class Context:
     def finite(self, target: str, args: Sequence[Any], kwargs: dict[str, Any], index: int | None, shape: Any) -> Value:
         """Any continuous ATen operation on scalars: the same function of the limits (theory, section 1)."""
         operands: list[Node] = []
-        remainder: Fraction | None = None
+        lower: list[Value] = []
 
         def encode(x: Any) -> Any:
-            nonlocal remainder
             if isinstance(x, Value):
                 if has_width(x.axes):
                     raise self.unsupported(
                         f"no rule for {target} on values that grow with the width",
                         "write it with supported operations, or open an issue with this line",
                     )
-                below = [e for e, _ in x.terms if e < 0]
-                remainder = largest(remainder, x.remainder, *below)
                 limit = self.algebra.limit(x)
+                lower.append(x)
                 operands.append(self.algebra.nodes.view(limit, tuple(length(a) for a in x.axes)))
                 return ("%", len(operands) - 1)
             if isinstance(x, MatrixValue):
@@ -261,13 +264,26 @@ class Context:
 
         coded = tuple(encode(x) for x in args)
         keywords = tuple((k, encode(v)) for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory"))
-        if target.split(".")[1] in _DISCONTINUOUS and not all(is_constant(x) for x in operands):
+        exact = all(x.remainder is None and all(e == 0 for e, _ in x.terms) for x in lower)
+        if target.split(".")[1] in _DISCONTINUOUS and not (exact and all(is_constant(x) for x in operands)):
             raise self.unsupported(f"{target} of computed values jumps: its limit is not the function of the limit")
-        sizes = tuple(int(s.coefficient) for s in shape)
-        node = self.node(Finite(target, coded, keywords, index, sizes), *operands)
+        node = self.node(Finite(target, coded, keywords, index, tuple(int(s.coefficient) for s in shape)), *operands)
         axes = tuple(axis_of(s) for s in shape)
-        node = self.algebra.nodes.view(node, flat(axes))
-        return Value(axes, ((Fraction(0), node),), remainder if self.algebra.width is None else None)
+        return self._with_correction(self.algebra.nodes.view(node, flat(axes)), axes, lower)
+
+    def _with_correction(self, node: Node, axes: Axes, operands: Sequence[Value]) -> Value:
+        """A function of limits, and its first correction, which comes from the largest lower terms of the operands."""
+        if self.algebra.width is not None:
+            return Value(axes, ((Fraction(0), node),))
+        unknown = largest(*(x.remainder for x in operands))
+        below = sorted({e for x in operands for e, _ in x.terms if e < 0}, reverse=True)
+        if not below or (unknown is not None and unknown >= below[0]):
+            return Value(axes, ((Fraction(0), node),), unknown)
+        first = below[0]
+        sources = [y for x in operands for e, y in x.terms if e == first]
+        correction = self.node(Fluctuation(), node, *sources)
+        rest = largest(unknown, 2 * first, *below[1:])
+        return self.algebra.collect(axes, [(Fraction(0), 1.0, node), (first, 1.0, correction)], rest)
 
 
 def axis_of(size: Size) -> Axis:

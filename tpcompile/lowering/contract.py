@@ -13,7 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Expand, Node, Width
+from tpcompile.ir import Fluctuation, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.nodes import Weighted
@@ -23,7 +23,6 @@ from tpcompile.lowering.value import (
     Axes,
     Axis,
     Block,
-    InitTerm,
     MatrixValue,
     OuterTerm,
     Value,
@@ -32,6 +31,8 @@ from tpcompile.lowering.value import (
     largest,
     plus,
 )
+
+Item = tuple[Fraction, float, Node]  # exponent, number, node
 
 
 class Contractions:
@@ -94,38 +95,40 @@ class Contractions:
         summed = [dim for letter, dim in widths.items() if letter not in target]
         if len(widths) > 1:
             raise self._unsupported("a product of two vectors of different width axes inside a sum")
-        items: list[tuple[Fraction, float, Node]] = []
+        items: list[Item] = []
         remainder: Fraction | None = None
         ratio = summed[0].ratio if summed else None
         for choice in _choices([value.terms for value, _ in operands]):
             exponent = sum((e for e, _ in choice), Fraction(0))
-            (e, c, node), noise = self.moment(spec, [node for _, node in choice], ratio)
-            items.append((exponent + e, c, node))
+            parts, noise = self.moment(spec, [node for _, node in choice], ratio)
+            items += [(exponent + e, c, node) for e, c, node in parts]
             remainder = largest(remainder, plus(exponent, noise))
         for i, (value, _) in enumerate(operands):
             others = [v.lead for j, (v, _) in enumerate(operands) if j != i]
             remainder = largest(remainder, plus(value.remainder, *others, Fraction(1 if summed else 0)))
         return self.a.collect(out_axes, items, remainder)
 
-    def moment(
-        self, spec: str, nodes: Sequence[Node], ratio: Fraction | None
-    ) -> tuple[tuple[Fraction, float, Node], Fraction | None]:
-        """An Einstein sum of nodes as ``(exponent, number, node)``, and the exponent of its fluctuation.
+    def moment(self, spec: str, nodes: Sequence[Node], ratio: Fraction | None) -> tuple[list[Item], Fraction | None]:
+        """An Einstein sum of nodes as terms ``(exponent, number, node)``, and the exponent of what is left out.
 
         ``ratio`` is that of the summed width axis, None if no width is summed. A sum over the width
-        is n times a moment; where that vanishes by parity it is n^(1/2) times a Gaussian scalar.
+        is n times a moment; where the moment vanishes by parity it is
+        n^(1/2) times a Gaussian scalar. Both are followed by their fluctuation, n^(-1/2) smaller.
         """
         if ratio is None:
             number, node = self.nodes.contract(spec, nodes)
-            return (Fraction(0), number, node), None
+            return [(Fraction(0), number, node)], None
         if self.a.width is not None:
             number, node = self.nodes.contract(spec, nodes)
-            return (Fraction(0), number * float(ratio) * self.a.width, node), None
-        if self.a.parity.vanishes(*nodes):
-            number, node = self.nodes.contract(spec, nodes, gaussian=True)
-            return (HALF, number * float(ratio) ** 0.5, node), Fraction(0)
-        number, node = self.nodes.contract(spec, nodes)
-        return (Fraction(1), number * float(ratio), node), HALF
+            return [(Fraction(0), number * float(ratio) * self.a.width, node)], None
+        zero = self.a.parity.vanishes(*nodes)
+        number, node = self.nodes.contract(spec, nodes, gaussian=zero)
+        exponent = HALF if zero else Fraction(1)
+        number *= float(ratio) ** float(exponent)
+        if self.a.depth <= HALF:
+            return [(exponent, number, node)], exponent - HALF
+        noise = self.nodes.builder.node(Fluctuation(), node)
+        return [(exponent, number, node), (exponent - HALF, number, noise)], exponent - 1
 
     # outer products ------------------------------------------------------------------------
 
@@ -200,21 +203,21 @@ class Contractions:
         """``M x`` or ``M^T x`` over the torch axis ``position`` of x; the axis is replaced in place."""
         if m.is_zero or x.is_zero:
             return self.a.zeros(out_axes)
-        items: list[tuple[Fraction, float, Node]] = []
+        items: list[Item] = []
         remainder = largest(plus(m.remainder, x.lead, Fraction(1)), plus(m.action, x.remainder))
         for exponent, node in x.terms:
             for term in m.inits:
                 number, product = self.nodes.matmul(term.matrix, node, term.transpose != transpose)
                 items.append((exponent + term.exponent, number * term.coefficient, product))
             for outer in m.outers:
-                item, noise = self._apply_outer(outer, transpose, node, x.axes, position)
-                items.append((exponent + outer.exponent + item[0], item[1], item[2]))
+                parts, noise = self._apply_outer(outer, transpose, node, x.axes, position)
+                items += [(exponent + outer.exponent + e, c, y) for e, c, y in parts]
                 remainder = largest(remainder, plus(exponent, outer.exponent, noise))
         return self.a.collect(out_axes, items, remainder)
 
     def _apply_outer(
         self, outer: OuterTerm, transpose: bool, node: Node, axes: Axes, position: int
-    ) -> tuple[tuple[Fraction, float, Node], Fraction | None]:
+    ) -> tuple[list[Item], Fraction | None]:
         """``U diag(c) <V, x>`` of all blocks at once."""
         number, coefficients, u, v = self.matrices.chain(outer)
         if transpose:
@@ -224,15 +227,22 @@ class Contractions:
         width = node.dims[at]
         assert isinstance(width, Width)
         finite = letters.replace(letters[at], "")
-        (exponent, c, s), noise = self.moment(f"Y{letters[at]},{letters}->Y{finite}", [v, node], width.ratio)
-        if coefficients is not None:
-            column = self.nodes.view(coefficients, (*coefficients.dims, *([1] * len(finite))))
-            scaled = self.nodes.mul([s, column], s.dims)
-            assert scaled is not None
-            s = scaled
         out = letters.replace(letters[at], "Z")
-        c2, product = self.nodes.contract(f"YZ,Y{finite}->{out}", [u, s])
-        return (exponent, number * c * c2, product), noise
+        parts, noise = self.moment(f"Y{letters[at]},{letters}->Y{finite}", [v, node], width.ratio)
+        items: list[Item] = []
+        for exponent, c, s in parts:
+            c2, product = self.nodes.contract(f"YZ,Y{finite}->{out}", [u, self._weigh(s, coefficients)])
+            items.append((exponent, number * c * c2, product))
+        return items, noise
+
+    def _weigh(self, s: Node, coefficients: Node | None) -> Node:
+        """Rows of s times the coefficients of the blocks they belong to."""
+        if coefficients is None:
+            return s
+        column = self.nodes.view(coefficients, (*coefficients.dims, *([1] * (len(s.dims) - 1))))
+        scaled = self.nodes.mul([s, column], s.dims)
+        assert scaled is not None
+        return scaled
 
     # matrix times matrix -------------------------------------------------------------------
 
@@ -254,19 +264,22 @@ class Contractions:
         target = letters.word(out, tuple(batch[label] for label in out))
         k, j, w = (letters.fresh() for _ in range(3))
         seen = "".join(dict.fromkeys(bx + by))
-        items: list[tuple[Fraction, float, Node]] = []
+        items: list[Item] = []
         remainder = largest(plus(x.remainder, y.action, Fraction(1)), plus(x.action, y.remainder, Fraction(1)))
         for a in x.outers:
             for b in y.outers:
                 na, ca, ua, va = self.matrices.chain(a)
                 nb, cb, ub, vb = self.matrices.chain(b)
-                assert ca is None and cb is None, "a Jacobian's blocks have one coefficient"
-                (e1, c1, rows), n1 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [ua, ub], _ratio(ua))
-                (e2, c2, columns), n2 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [va, vb], _ratio(va))
-                c3, node = self.nodes.contract(f"{seen}{k}{j},{seen}{k}{j}->{target}", [rows, columns])
+                if ca is not None or cb is not None:
+                    raise self._unsupported("an inner product of matrices whose updates have several coefficients")
+                rows, n1 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [ua, ub], _ratio(ua))
+                columns, n2 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [va, vb], _ratio(va))
                 exponent = a.exponent + b.exponent
-                items.append((exponent + e1 + e2, na * nb * c1 * c2 * c3, node))
-                remainder = largest(remainder, plus(exponent, n1, e2), plus(exponent, e1, n2))
+                remainder = largest(remainder, plus(exponent, n1, Fraction(1)), plus(exponent, Fraction(1), n2))
+                for e1, c1, r in rows:
+                    for e2, c2, c in columns:
+                        c3, node = self.nodes.contract(f"{seen}{k}{j},{seen}{k}{j}->{target}", [r, c])
+                        items.append((exponent + e1 + e2, na * nb * c1 * c2 * c3, node))
         return self.a.collect(tuple(batch[label] for label in out), items, remainder)
 
 
@@ -305,4 +318,4 @@ def _show(axis: Axis) -> str:
     return "*".join(map(str, axis)) or "1"
 
 
-__all__ = ["Contractions", "Expand", "InitTerm"]
+__all__ = ["Contractions"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,7 +48,9 @@ def lower(capture: Capture, depth: Fraction, width: int | None = None) -> Lowere
     algebra = Algebra(depth, width)
     context = Context(algebra, capture.nodes[0])
     values: dict[str, Any] = {}
-    watched = {ref.name: name for name, ref in capture.outputs.items()}
+    watched: dict[str, list[str]] = defaultdict(list)
+    for name, ref in capture.outputs.items():
+        watched[ref.name].append(name)
     seen: dict[str, Value] = {}
     for node in capture.nodes:
         context.current = node
@@ -65,8 +68,8 @@ def lower(capture: Capture, depth: Fraction, width: int | None = None) -> Lowere
                 where=algebra.place,
                 advice="please report it with the line of the model",
             ) from error
-        if node.name in watched and isinstance(values[node.name], Value):
-            seen[watched[node.name]] = values[node.name]
+        if isinstance(values[node.name], Value):
+            seen |= dict.fromkeys(watched.get(node.name, ()), values[node.name])
     outputs: dict[str, AnyValue] = {}
     for name, ref in capture.outputs.items():
         value = values[ref.name]

@@ -208,7 +208,9 @@ class Matrices:
         """``(number, coefficients along the rank axis or None if all equal, U, V)`` of all blocks joined."""
         axis = len(outer.blocks[0].v.dims) - 2
         if len(outer.blocks[0].u.dims) - 2 != axis:
-            raise UnsupportedOperationError("a product with a matrix whose row axis bundles finite axes", where=self.a.place)
+            raise UnsupportedOperationError(
+                "a product with a matrix whose row axis bundles finite axes", where=self.a.place
+            )
         u = self.nodes.concat([b.u for b in outer.blocks], axis)
         v = self.nodes.concat([b.v for b in outer.blocks], axis)
         first = outer.blocks[0].coefficient

@@ -12,12 +12,13 @@ from fractions import Fraction
 
 from tpcompile.capture.graph import Capture
 from tpcompile.errors import UndeterminedLimitError, UnstableError
-from tpcompile.ir import Output, Program, finish
+from tpcompile.ir import Fluctuation, Output, Program, finish, reachable
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Lowered, lower
 from tpcompile.lowering.value import HALF, AnyValue, Value, has_width, largest
 
 DEEPEST = Fraction(4)
+_FLUCTUATION = "a fluctuation of relative size n^(-1/2) is multiplied by a power of n that undoes it"
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,13 @@ def compile_capture(capture: Capture, only: tuple[str, ...] = ()) -> Compilation
     """
     depth = HALF
     while True:
-        deferred: UnstableError | None = None
-        try:
-            lowered = lower(capture, depth)
-            outputs, growing = requests(capture, lowered)
-            if only:
-                outputs = {name: out for name, out in outputs.items() if name.split("/")[0] in only}
-            unknown = [name for name, out in outputs.items() if out.remainder is not None and out.remainder >= 0]
-        except UnstableError as error:
-            deferred, unknown, outputs, growing, lowered = error, [error.value], {}, {}, None
-        if deferred is not None:
-            raise deferred
+        lowered = lower(capture, depth)
+        outputs, growing = requests(capture, lowered)
+        if only:
+            outputs = {name: out for name, out in outputs.items() if name.split("/")[0] in only}
+        unknown = [name for name, out in outputs.items() if out.remainder is not None and out.remainder >= 0]
         if not unknown:
-            assert lowered is not None
+            _check_no_fluctuations(outputs)
             names = tuple(a for a in capture.activations if f"kernel/{a}/0/xx" in outputs)
             return Compilation(finish(lowered.context.algebra.builder, outputs), depth, names, growing)
         depth += HALF
@@ -65,7 +60,17 @@ def compile_capture(capture: Capture, only: tuple[str, ...] = ()) -> Compilation
             raise UndeterminedLimitError(
                 f"the limit of {unknown[0]} is not determined by the {DEEPEST / HALF} kept half-orders of n",
                 where=unknown[0],
-                advice="a fluctuation of relative size n^(-1/2) is multiplied by a power of n that undoes it",
+                advice=_FLUCTUATION,
+            )
+
+
+def _check_no_fluctuations(outputs: Mapping[str, Output]) -> None:
+    for name, out in outputs.items():
+        if out.limit is not None and any(isinstance(x.op, Fluctuation) for x in reachable([out.limit])):
+            raise UndeterminedLimitError(
+                f"the limit of {name} is random: it contains the fluctuation of a moment",
+                where=name,
+                advice=_FLUCTUATION,
             )
 
 

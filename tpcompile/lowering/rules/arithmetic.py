@@ -78,3 +78,33 @@ def le(ctx: Context, a: Any, b: Any) -> Any:
 def ge(ctx: Context, a: Any, b: Any) -> Any:
     """``ge(self, other)``"""
     return ctx.add(ctx.number(1), ctx.negate(gt(ctx, b, a)))
+
+
+@rule("aten.logical_and.default", "aten.bitwise_and.Tensor")
+def logical_and(ctx: Context, a: Any, b: Any) -> Any:
+    """``logical_and(self, other)`` of zeros and ones"""
+    return ctx.times(a, b)
+
+
+@rule("aten.logical_not.default", "aten.bitwise_not.default")
+def logical_not(ctx: Context, a: Any) -> Any:
+    """``logical_not(self)`` of zeros and ones"""
+    return ctx.add(ctx.number(1), ctx.negate(a))
+
+
+@rule("aten.maximum.default")
+def maximum(ctx: Context, a: Any, b: Any) -> Any:
+    """``maximum(self, other)`` = other + relu(self - other)"""
+    return ctx.add(b, ctx.apply("relu", ctx.add(a, ctx.negate(b))))
+
+
+@rule("aten.minimum.default")
+def minimum(ctx: Context, a: Any, b: Any) -> Any:
+    """``minimum(self, other)`` = other - relu(other - self)"""
+    return ctx.add(b, ctx.negate(ctx.apply("relu", ctx.add(b, ctx.negate(a)))))
+
+
+@rule("aten.masked_fill.Scalar")
+def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Any:
+    """``masked_fill(self, mask, value)`` with a mask of zeros and ones"""
+    return where(ctx, mask, ctx.number(value), x)

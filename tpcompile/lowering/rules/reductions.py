@@ -23,3 +23,11 @@ def mean(ctx: Context, x: Any, dim: Any = None, keepdim: bool = False, dtype: An
     for d in dims:
         total = ctx.divide_by_length(total, x.axes[d])
     return total
+
+
+@rule("aten.linalg_vector_norm.default")
+def vector_norm(ctx: Context, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    """``linalg_vector_norm(self, ord=2, dim=None, keepdim=False)``"""
+    if ord != 2:
+        raise ctx.unsupported(f"a norm of order {ord}")
+    return ctx.apply("sqrt", ctx.sum(ctx.times(x, x), dim, keepdim))
