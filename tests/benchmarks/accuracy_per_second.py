@@ -1,0 +1,247 @@
+"""Error of the outputs at equal wall time: the limit evaluator against finite networks, by the best strategies.
+
+A 3-hidden-layer muP network, inputs in R^4, a batch of 3, five SGD steps, two threads. Every round runs every
+configuration once, with a new seed, so that noise of the machine hits all alike; times are medians, errors
+root-mean-square over seeds and outputs against a reference evaluation. Finite networks are trained in float32
+by a batched loop (``finite.py``) that never writes a matrix; errors of averages follow from the bias and the
+variance of a pool of independent networks, a bias below its own noise counting as zero, and Richardson
+extrapolation splits the time between two widths optimally: all in favour of the finite side.
+
+    python tests/benchmarks/accuracy_per_second.py --rounds 24 --out accuracy_per_second.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from finite import Problem, train
+from zoo import data, mlp
+
+import tpcompile as tp
+from tpcompile.compiled import Compiled
+
+BUCKETS = (0.02, 0.06, 0.25, 1.0, 4.0)
+TARGETS = {"tanh": 25.0, "relu": 10.0}
+WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+COUNTS = {32: 1024, 64: 512, 128: 128, 256: 32, 512: 8, 1024: 2}  # networks a batch; wider ones alone
+PARTICLES = tuple(2**k for k in range(10, 19))
+DEFAULTS = (1024, 4096, 16384, 65536)
+
+
+@dataclass
+class Runs:
+    """Outputs and times of one configuration, over rounds."""
+
+    seconds: list[float] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)  # (samples, inputs) each
+
+    @property
+    def time(self) -> float:
+        """Median wall time of a run."""
+        return statistics.median(self.seconds)
+
+    def rms(self, reference: Tensor) -> float:
+        """Root-mean-square error of single samples."""
+        return float((torch.cat(self.outputs) - reference).square().mean().sqrt())
+
+    def variance(self) -> float:
+        """Variance of a sample, mean over the outputs."""
+        return float(torch.cat(self.outputs).var(0).mean())
+
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """Mean over all samples and its variance."""
+        x = torch.cat(self.outputs)
+        return x.mean(0), x.var(0) / x.shape[0]
+
+
+def limit_run(compiled: Compiled, particles: int, single: bool, seed: int) -> Tensor:
+    """Outputs after the last step: one replica, or the defaults of evaluate()."""
+    options = {"replicas": 1, "extrapolate": False} if single else {}
+    found = compiled.evaluate(particles=particles, seed=seed, **options)
+    return found.outputs[-1].reshape(1, -1).double()
+
+
+def collect(problem: Problem, compiled: Compiled, rounds: int) -> tuple[dict, dict, dict, dict]:
+    """Interleaved runs of all configurations: the limit, with defaults, batches of networks, single networks."""
+    one: dict[int, Runs] = {}
+    default: dict[int, Runs] = {}
+    batches: dict[int, Runs] = {}
+    singles: dict[int, Runs] = {}
+    jobs: list[tuple[dict[int, Runs], int, Callable[[int], Tensor]]] = [
+        (one, m, partial(limit_run, compiled, m, True)) for m in PARTICLES
+    ]
+    jobs += [(default, m, partial(limit_run, compiled, m, False)) for m in DEFAULTS]
+    for n in WIDTHS:
+        k = COUNTS.get(n, 1)
+        jobs.append((batches, n, partial(train, problem, n, k, torch.float32)))
+        if k > 1 and n >= 128:
+            jobs.append((singles, n, partial(train, problem, n, 1, torch.float32)))
+    for store, key, job in jobs:
+        store[key] = Runs()
+        job(10**6)  # warm
+    for seed in range(1, rounds + 1):
+        for store, key, job in jobs:
+            start = time.perf_counter()
+            out = job(seed * 7919 + key)
+            store[key].seconds.append(time.perf_counter() - start)
+            store[key].outputs.append(out)
+    singles |= {n: batches[n] for n in WIDTHS if n not in COUNTS}
+    return one, default, batches, singles
+
+
+def interpolate(points: Sequence[tuple[float, float]], seconds: float) -> float | None:
+    """Error at a time: log-log, extended by the slope -1/2 beyond the last point; None before the first."""
+    points = sorted(points)
+    if seconds < points[0][0]:
+        return None
+    for (t0, e0), (t1, e1) in itertools.pairwise(points):
+        if t0 <= seconds <= t1:
+            w = math.log(seconds / t0) / max(math.log(t1 / t0), 1e-12)
+            return math.exp((1 - w) * math.log(e0) + w * math.log(e1))
+    t, e = points[-1]
+    return e * math.sqrt(t / seconds)
+
+
+def averages(pools: Mapping[int, Runs], reference: Tensor, seconds: float) -> tuple[float, str] | None:
+    """Best error of averages over as many networks of one width as the time allows."""
+    best = None
+    for n, runs in pools.items():
+        k = int(seconds / (runs.time / runs.outputs[0].shape[0]))
+        if k < 2:
+            continue
+        mean, noise = runs.mean()
+        bias2 = max(float(((mean - reference).square() - noise).mean()), 0.0)
+        error = math.sqrt(bias2 + runs.variance() / k)
+        if best is None or error < best[0]:
+            best = error, f"{k} x n={n}"
+    return best
+
+
+def richardson(pools: Mapping[int, Runs], reference: Tensor, seconds: float) -> tuple[float, str] | None:
+    """Best error of ``2 f(2n) - f(n)`` over averages, the time split in the best way between the widths."""
+    best = None
+    for n in pools:
+        if 2 * n not in pools:
+            continue
+        small, large = pools[n], pools[2 * n]
+        costs = [r.time / r.outputs[0].shape[0] for r in (small, large)]
+        if seconds < 2 * sum(costs):
+            continue
+        (m1, v1), (m2, v2) = small.mean(), large.mean()
+        bias2 = max(float(((2 * m2 - m1 - reference).square() - 4 * v2 - v1).mean()), 0.0)
+        spread = math.sqrt(small.variance() * costs[0]) + 2 * math.sqrt(large.variance() * costs[1])
+        error = math.sqrt(bias2 + spread**2 / seconds)
+        if best is None or error < best[0]:
+            best = error, f"n={n}, {2 * n}"
+    return best
+
+
+def measure(phi: str, rounds: int, replicas: int, particles: int) -> dict:
+    """Everything for one activation."""
+    x, y = data()
+    start = time.perf_counter()
+    compiled = tp.compile(mlp(phi, 3, lr=0.3), x, y, F.mse_loss, steps=5)
+    compile_time = time.perf_counter() - start
+    best = compiled.evaluate(particles=particles, replicas=replicas, extrapolate=False, seed=99)
+    reference = best.outputs[-1].flatten().double()
+    own = float(best.outputs_stderr[-1].square().mean().sqrt())
+    moved = min(float(c[-1].mean()) for c in best.feature_changes.values())
+    one, default, pools, singles = collect(Problem(phi, x, y), compiled, rounds)
+    limit = [(r.time, r.rms(reference)) for r in one.values()]
+    usual = [(r.time, r.rms(reference)) for r in default.values()]
+    single = [(r.time, r.rms(reference), n) for n, r in singles.items()]
+    rows = []
+    for bucket in BUCKETS:
+        fits = [(e, f"n={n}") for t, e, n in single if t <= bucket]
+        finite = {
+            "single": min(fits) if fits else None,
+            "averages": averages(pools, reference, bucket),
+            "richardson": richardson(pools, reference, bucket),
+        }
+        errors = [v[0] for v in finite.values() if v]
+        row = {"seconds": bucket, "limit": interpolate(limit, bucket), "default": interpolate(usual, bucket)}
+        row["compile included"] = interpolate([(t + compile_time, e) for t, e in limit], bucket)
+        row |= finite | {"best finite": min(errors) if errors else None}
+        rows.append(row)
+    raw = {
+        "limit": {m: (r.time, r.rms(reference)) for m, r in one.items()},
+        "default": {m: (r.time, r.rms(reference)) for m, r in default.items()},
+        "single": {n: (r.time, r.rms(reference)) for n, r in singles.items()},
+        "time a network in batches": {n: r.time / r.outputs[0].shape[0] for n, r in pools.items()},
+    }
+    facts = {"phi": phi, "compile": compile_time, "reference error": own, "least feature change": moved}
+    return facts | {"rows": rows, "raw": raw}
+
+
+def table(result: dict) -> str:
+    """The comparison as markdown."""
+
+    def show(v: float | tuple[float, str] | None) -> str:
+        if v is None:
+            return "-"
+        return f"{v[0]:.1e} ({v[1]})" if isinstance(v, tuple) else f"{v:.1e}"
+
+    names = ("limit", "default", "compile included", "single", "averages", "richardson")
+    lines = [
+        f"### {result['phi']}",
+        "",
+        f"Compile time {result['compile']:.2f} s; error of the reference {result['reference error']:.1e}; every "
+        f"layer's features move by at least {result['least feature change']:.2f}; target: {TARGETS[result['phi']]:g}x.",
+        "",
+        "| seconds | " + " | ".join(names) + " | best finite / limit | best finite / default |",
+        "|" + "---|" * (len(names) + 3),
+    ]
+    for row in result["rows"]:
+        cells = [show(row[name]) for name in names]
+        for name in ("limit", "default"):
+            ready = row[name] is not None and row["best finite"] is not None
+            cells.append(f"{row['best finite'] / row[name]:.1f}x" if ready else "-")
+        lines.append(f"| {row['seconds']:g} | " + " | ".join(cells) + " |")
+    for name in ("limit", "default", "single"):
+        what = "width" if name == "single" else "particles"
+        lines += [
+            "",
+            f"{name}: " + ", ".join(f"{what} {k}: {t:.3f} s {e:.1e}" for k, (t, e) in result["raw"][name].items()),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phi", nargs="+", default=["tanh", "relu"])
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--reference-replicas", type=int, default=64)
+    parser.add_argument("--reference-particles", type=int, default=131072)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="FILE.md or FILE.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = []
+    for phi in args.phi:
+        results.append(measure(phi, args.rounds, args.reference_replicas, args.reference_particles))
+        print(table(results[-1]), flush=True)
+    if args.out:
+        text = json.dumps(results, indent=1) if args.out.suffix == ".json" else "\n".join(map(table, results))
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
