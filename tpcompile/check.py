@@ -35,7 +35,8 @@ ROUNDING = 1e-9  # relative to a quantity's largest entry: differences below are
 class Checkable(Protocol):
     """What :func:`check` needs of a compiled training run."""
 
-    def evaluate(self, **options: Any) -> LimitResult:
+    @property
+    def evaluate(self) -> Callable[..., LimitResult]:
         """The limit; ``output_init="zero"`` conditions on a zero output at initialisation."""
         ...
 

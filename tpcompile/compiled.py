@@ -78,7 +78,9 @@ class Compiled:
         memory of the evaluation (bytes, or "4GB"; default: what the machine has): it fails at once rather than later.
         Raises UsageError for bad arguments, EvaluationError where a value is not finite or particles are too few.
         """
-        settings = _settings(evaluator, particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, memory)
+        settings = _settings(
+            evaluator, particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, memory
+        )
         names = ("outputs", "test_outputs")
         over = tuple(f"{n}/{t}" for n in names for t in range(self.steps + 1) if f"{n}/{t}" in self.program.outputs)
         found = estimate(self.program, settings, over, progress)
@@ -93,7 +95,7 @@ class Compiled:
         return TangentKernel(shares, errors)
 
     def simulate(self, width: int, seed: int = 0, **options: Any) -> SimulationResult:
-        """The user's own model, really built at that width and really trained; see :func:`tpcompile.simulate.simulate`."""
+        """The user's own model, really trained at that width; see :func:`tpcompile.simulate.simulate`."""
         from tpcompile.simulate import simulate
 
         return simulate(

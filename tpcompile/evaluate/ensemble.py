@@ -157,8 +157,10 @@ def _root(joint: _Joint, run: Run, parity: Parity, live: list[bool]) -> Tensor:
     return root
 
 
-def _design(rank: int, ensemble: int | None, others: bool, generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
-    """Members as vectors of ``rank`` standard normals: antithetic pairs with exact mean, and covariance where 2 r fit."""
+def _design(
+    rank: int, ensemble: int | None, others: bool, generator: torch.Generator, dtype: torch.dtype
+) -> list[Tensor]:
+    """Members as ``rank`` standard normals each: antithetic pairs, exact in mean, and in covariance where 2 r fit."""
     if rank == 0:
         count = 1 if not others else (ensemble or DEFAULT_MOST)
         return [torch.zeros(0, dtype=dtype) for _ in range(count)]
@@ -224,5 +226,5 @@ def _rewind(run: Run, marks: tuple[list[tuple[int, Tensor | None]], list[int]]) 
     run.buffers = {}
 
 
-def _rows(m) -> tuple:  # noqa: ANN001, ANN202
+def _rows(m) -> tuple:
     return m.out.basis, m.out.fresh, m.into.basis, m.into.fresh

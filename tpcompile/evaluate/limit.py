@@ -42,7 +42,9 @@ class Estimate:
     random: bool
 
 
-def estimate(program: Program, settings: Settings, covariances: tuple[str, ...] = (), tick: Tick | None = None) -> Estimate:
+def estimate(
+    program: Program, settings: Settings, covariances: tuple[str, ...] = (), tick: Tick | None = None
+) -> Estimate:
     """Evaluate all outputs of a program on particles.
 
     Each replica is an independent scrambling. With ``extrapolate`` a replica of M particles is ``2 f(M) - (f(M/2)

@@ -64,8 +64,8 @@ def bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
             for x in node.operands:
                 if plan.last_use.get(x, 0) <= i:
                     alive.pop(x, None)
-    firsts = {first: (node, final) for node, (first, final) in plan.histories.items()}
-    histories = sum(final * finite_size(node) // int(node.dims[0]) for node, final in firsts.values() if isinstance(node.dims[0], int))  # fmt: skip
+    last = {first: node for node, (first, _) in plan.histories.items()}
+    histories = sum(finite_size(node) for node in last.values())
     columns = 2 * sum(plan.domains.columns.values())  # a basis row and a fresh row each
     ahead = sum(min(128, d.rows) for d in plan.domains.all())
     sobol = sum(min(1024, d.rows) for d in plan.domains.all())

@@ -1,4 +1,4 @@
-"""The program at finite width, on the model's own weights: the test of every lowering rule (architecture, decision 11)."""
+"""The program at finite width, on the model's own weights: the test of every lowering rule."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tpcompile.analysis.parity import Parity
 from tpcompile.errors import UnstableError, UnsupportedOperationError
 from tpcompile.ir import Builder, Const, Dims, Expand, Map, Node, Width
 from tpcompile.lowering.nodes import Nodes, Weighted
-from tpcompile.lowering.value import Axes, Axis, Term, Value, flat, is_width, largest, plus
+from tpcompile.lowering.value import Axes, Axis, Term, Value, flat, largest, plus
 
 _MOST_ORDERS = 12  # of a Taylor expansion
 UNKNOWN = Fraction(10**6)  # remainder of a value of which nothing is known; no power of n undoes it
@@ -331,5 +331,3 @@ def _no_view(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> U
         advice="split widths at the parameter (one nn.Linear a part) instead",
     )
 
-
-__all__ = ["Algebra", "is_width", "merge_finite", "refactor"]

@@ -9,16 +9,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import torch
-
 from tpcompile import nonlin
 from tpcompile.capture.graph import GraphNode, Scaled, Size
-from tpcompile.errors import UnstableError, UnsupportedOperationError
-from tpcompile.ir import Data, Dims, Expand, Finite, Fluctuation, Init, Node, Op, Width, dims_text, reachable
+from tpcompile.errors import UnsupportedOperationError
+from tpcompile.ir import Dims, Finite, Fluctuation, Init, Node, Op, Unslice, Width, reachable
 from tpcompile.lowering.algebra import Algebra, merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
 from tpcompile.lowering.matrix import Matrices
-from tpcompile.lowering.value import AnyValue, Axes, Axis, Block, MatrixValue, Value, flat, has_width, is_width, largest
+from tpcompile.lowering.value import AnyValue, Axes, Axis, MatrixValue, Value, flat, has_width, is_width, largest
 
 # Functions whose limit is not the function of the limit where they jump; constants may pass.
 _DISCONTINUOUS = frozenset(
@@ -194,8 +192,6 @@ class Context:
         assert isinstance(size, int)
         offset = 0
         pieces: list[tuple[float, Value]] = [(1.0, total)]
-        from tpcompile.ir import Unslice
-
         for part in parts:
             length = part.axes[dim][0] if part.axes[dim] else 1
             assert isinstance(length, int)
@@ -356,5 +352,3 @@ def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, 
 
     return ctx.times(backward.grad, _unwrap(wrapped.factor(apply)))
 
-
-__all__ = ["Block", "Context", "Data", "Expand", "UnstableError", "dims_text", "pointwise", "torch"]

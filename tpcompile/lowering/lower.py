@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -68,15 +68,16 @@ def lower(capture: Capture, depth: Fraction, width: int | None = None) -> Lowere
                 where=algebra.place,
                 advice="please report it with the line of the model",
             ) from error
-        if isinstance(values[node.name], Value):
-            seen |= dict.fromkeys(watched.get(node.name, ()), values[node.name])
+        value = values[node.name]
+        if isinstance(value, Value):
+            seen.update((name, value) for name in watched.get(node.name, ()))
     outputs: dict[str, AnyValue] = {}
     for name, ref in capture.outputs.items():
         value = values[ref.name]
         outputs[name] = value
-        if name.startswith(("outputs/", "test_outputs/", "loss/")) and isinstance(value, Value):
-            if value.terms and value.terms[0][0] > 0:
-                raise _first_growth(seen, _growth(name, value.terms[0][0]), None)
+        finite = name.startswith(("outputs/", "test_outputs/", "loss/")) and isinstance(value, Value)
+        if finite and value.terms and value.terms[0][0] > 0:
+            raise _first_growth(seen, _growth(name, value.terms[0][0]), None)
     return Lowered(outputs, context)
 
 
@@ -137,7 +138,7 @@ def _node(context: Context, capture: Capture, node: GraphNode, values: Mapping[s
         if isinstance(source, Pending):
             return context.finite(source.target, source.args, source.kwargs, index, node.shape)
         return source[index]
-    target = _name(node.target)
+    target = str(node.target)
     rule = rules().get(target)
     if rule is not None:
         return rule(context, *args, **kwargs)
@@ -156,10 +157,6 @@ class Pending:
     target: str
     args: list[Any]
     kwargs: dict[str, Any]
-
-
-def _name(target: Any) -> str:
-    return str(target)
 
 
 def _resolve(x: Any, values: Mapping[str, Any]) -> Any:
@@ -228,6 +225,4 @@ def _orthogonal_vector(name: str, law: Orthogonal, axes: Axes) -> tuple[Normal, 
 
 
 def _without_power(law: Any) -> Any:
-    from dataclasses import replace
-
     return replace(law, width_exponent=Fraction(0))

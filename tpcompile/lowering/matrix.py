@@ -152,7 +152,7 @@ class Matrices:
         return replace(m, axes=(*batch, *m.axes[-2:]), outers=outers)
 
     def unbundle(self, m: MatrixValue) -> MatrixValue:
-        """A row axis made of finite atoms and a width: the finite ones become batch axes (Jacobians of several outputs)."""
+        """A row axis of finite atoms and a width: the finite ones become batch axes (Jacobians of several outputs)."""
         *extra, width = m.axes[-2]
         finite = [d for d in extra if isinstance(d, int)]
         if len(finite) != len(extra) or m.inits or len(m.axes[-1]) != 1:

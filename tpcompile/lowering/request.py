@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from tpcompile.capture.graph import Capture
+from tpcompile.capture.graph import Capture, Scaled
 from tpcompile.errors import UndeterminedLimitError, UnstableError
 from tpcompile.ir import Fluctuation, Output, Program, finish, reachable
 from tpcompile.lowering.context import Context
@@ -18,6 +18,7 @@ from tpcompile.lowering.lower import Lowered, lower
 from tpcompile.lowering.value import HALF, AnyValue, Value, has_width, largest
 
 DEEPEST = Fraction(4)
+_PER_WIDTH = Scaled(1.0, Fraction(-1))
 _FLUCTUATION = "a fluctuation of relative size n^(-1/2) is multiplied by a power of n that undoes it"
 
 
@@ -144,15 +145,9 @@ def _features(context: Context, values: Mapping[str, AnyValue], name: str, steps
 
 
 def _moment(context: Context, a: AnyValue, b: AnyValue) -> Value:
-    gram = context.times(_gram(context, a, b, keep=1), _per_width())
+    gram = context.times(_gram(context, a, b, keep=1), _PER_WIDTH)
     assert isinstance(gram, Value)
     return gram
-
-
-def _per_width():
-    from tpcompile.capture.graph import Scaled
-
-    return Scaled(1.0, Fraction(-1))
 
 
 def _gram(context: Context, a: AnyValue, b: AnyValue, keep: int) -> AnyValue:
@@ -167,9 +162,7 @@ def _gram(context: Context, a: AnyValue, b: AnyValue, keep: int) -> AnyValue:
 def _squares(context: Context, x: Value) -> Value:
     """Squared norm of every row over n."""
     letters = "abcdefghijklmnopqrstuvwxyz"[: len(x.axes)]
-    total = context.times(context.einsum(x, letters, x, letters, letters[0]), _per_width())
+    total = context.times(context.einsum(x, letters, x, letters, letters[0]), _PER_WIDTH)
     assert isinstance(total, Value)
     return total
 
-
-__all__ = ["Compilation", "compile_capture", "requests"]

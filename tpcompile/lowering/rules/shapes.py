@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tpcompile.ir import Concat, Slice, Unslice
-from tpcompile.lowering.context import Context
+from tpcompile.ir import Slice, Unslice
+from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.value import MatrixValue, Value, flat
 
@@ -93,7 +93,7 @@ def slice_(ctx: Context, x: Any, dim: int = 0, start: Any = None, end: Any = Non
     if x.axes == axes and step == 1:
         return x
     axis = _axis(ctx, x, dim)
-    size = x.axes[dim][0]
+    size = length(x.axes[dim])
     begin, stop, step = slice(start, end, step).indices(size)
     cut = ctx.linear(x, flat(axes), lambda n: ctx.node(Slice(axis, begin, stop, step), n), before=flat(x.axes))
     return ctx.with_axes(cut, axes)
@@ -106,7 +106,7 @@ def select(ctx: Context, x: Any, dim: int, index: int) -> Any:
     if isinstance(x, Value) and x.axes[dim] == ():
         return ctx.with_axes(x, axes)
     axis = _axis(ctx, x, dim)
-    index %= x.axes[dim][0]
+    index %= length(x.axes[dim])
     return ctx.linear(x, flat(axes), lambda n: ctx.node(Slice(axis, index, index + 1, 1), n), axes=axes)
 
 
@@ -117,7 +117,7 @@ def slice_backward(ctx: Context, g: Any, sizes: Any, dim: int, start: int, end: 
     if g.axes == axes:
         return g
     axis = len(flat(axes[:dim]))
-    size = axes[dim][0]
+    size = length(axes[dim])
     begin, stop, step = slice(start, end, step).indices(size)
     full = (*flat(axes[:dim]), len(range(begin, stop, step)), *flat(axes[dim + 1 :]))
     return ctx.linear(
@@ -132,7 +132,7 @@ def select_backward(ctx: Context, g: Any, sizes: Any, dim: int, index: int) -> A
     dim %= len(axes)
     if axes[dim] == ():
         return ctx.with_axes(g, axes)
-    axis, size = len(flat(axes[:dim])), axes[dim][0]
+    axis, size = len(flat(axes[:dim])), length(axes[dim])
     index %= size
     full = (*flat(axes[:dim]), 1, *flat(axes[dim + 1 :]))
     op = Unslice(axis, index, index + 1, 1, size)
@@ -153,5 +153,3 @@ def stack(ctx: Context, tensors: Any, dim: int = 0) -> Any:
     parts = [ctx.with_axes(x, (*x.axes[:dim], (), *x.axes[dim:])) for x in tensors]
     return ctx.concat(parts, dim)
 
-
-__all__ = ["Concat"]
