@@ -58,8 +58,8 @@ def lengths() -> list[dict]:
 def scaling(repeats: int, depth: int = 3) -> dict:
     """Fit of ``time = overhead * T + c * depth * M * (B T)^2`` by least squares of relative errors."""
     points = []
-    cases = [(t, b, m) for t, b in ((4, 8), (8, 8), (16, 8), (8, 16), (8, 32), (16, 32)) for m in (2048, 8192)]
-    compiled = {(t, b): build("mup", depth, b, t) for t, b, m in cases if m == 2048}
+    cases = [(t, b, m) for t, b in ((4, 8), (8, 8), (16, 8), (8, 16), (8, 32), (16, 32)) for m in (4096, 8192)]
+    compiled = {(t, b): build("mup", depth, b, t) for t, b, m in cases if m == 4096}
     seconds: dict[tuple[int, int, int], list[float]] = {case: [] for case in cases}
     for seed in range(repeats):
         for t, b, m in cases:
@@ -130,7 +130,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     result: dict = {"compile": compile_times(4, 10, 3), "length": lengths(), "scaling": scaling(args.repeats)}
     if not args.skip_large:
-        result["large"] = large(*args.large, args.threads)
+        steps, batch, particles = args.large
+        result["large"] = large(steps, batch, particles, args.threads)
     text = table(result)
     print(text)
     if args.out:

@@ -176,7 +176,7 @@ class LazyMatrix:
     dot: bool = True
 
     def product(self, x: Tensor, transpose: bool) -> Tensor:
-        """``W x`` (or ``W^T x``) for rows of x, shape (B, M): the part known from earlier products, and fresh normals."""
+        """``W x`` (or ``W^T x``) for rows of x, shape (B, M): what earlier products tell, and fresh normals."""
         here, there = (self.out, self.into) if transpose else (self.into, self.out)
         r_here, r_there = (self.out_ratio, self.in_ratio) if transpose else (self.in_ratio, self.out_ratio)
         particles = here.frame.particles

@@ -52,6 +52,13 @@ def bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
     Walks the program with the lifetimes of its values; adds the bases and fresh Gaussians of every initial
     matrix, the histories of updates, and the table of the Sobol points.
     """
+    known: dict[torch.dtype, float] = vars(plan).setdefault("_bytes", {})  # a plan is walked once
+    if dtype not in known:
+        known[dtype] = _bytes_per_particle(plan, dtype)
+    return known[dtype]
+
+
+def _bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
     item = torch.empty((), dtype=dtype).element_size()
     alive: dict[Node, int] = {}
     peak = 0

@@ -28,10 +28,19 @@ class Plan:
     random: frozenset[Node]  # values that depend on a random scalar
     scalars: tuple[Node, ...]  # the random scalars
     histories: dict[Node, tuple[Node, int]]  # chains of concatenations: their first node and final length
+    done: tuple[tuple[Node, ...], ...]  # by position: operands used there for the last time
 
     @staticmethod
     def of(program: Program) -> Plan:
-        """Analyse a program for evaluation."""
+        """Analyse a program for evaluation, once: the plan stays with the program."""
+        known = vars(program).get("_plan")
+        if known is None:
+            known = Plan._make(program)
+            object.__setattr__(program, "_plan", known)  # no field: takes no part in equality
+        return known
+
+    @staticmethod
+    def _make(program: Program) -> Plan:
         last: dict[Node, int] = {}
         random: set[Node] = set()
         scalars: list[Node] = []
@@ -46,7 +55,11 @@ class Plan:
         for output in program.outputs.values():
             for _, node in output.terms:
                 last[node] = len(program.nodes)
-        return Plan(program, find_domains(program), last, frozenset(random), tuple(scalars), _histories(program))
+        done = tuple(
+            tuple(x for x in dict.fromkeys(node.operands) if last[x] == i) for i, node in enumerate(program.nodes)
+        )
+        domains = find_domains(program)
+        return Plan(program, domains, last, frozenset(random), tuple(scalars), _histories(program), done)
 
 
 def _histories(program: Program) -> dict[Node, tuple[Node, int]]:
@@ -110,12 +123,12 @@ class Run:
     def execute(self, nodes: Iterable[tuple[int, Node]], keep: Callable[[Node, int], bool], progress: Progress) -> None:
         """Evaluate nodes in order; a value is dropped after its last use unless ``keep`` says otherwise."""
         for i, node in nodes:
-            if node.kind == "matrix":
+            if node in self.matrices:
                 continue
             if node not in self.values:
                 self.values[node] = self.value(node)
-            for x in set(node.operands):
-                if self.plan.last_use[x] <= i and not keep(x, i):
+            for x in self.plan.done[i]:
+                if not keep(x, i):
                     self.values.pop(x, None)
             progress(i)
 

@@ -55,7 +55,7 @@ def execute(op: Op, x: Sequence[Tensor], dims: Dims, length: Length, dtype: torc
                 out = out * factor
             return out
         case Contract(spec=spec):
-            return torch.einsum(spec, *x)
+            return contract(spec, x)
         case Concat(axis=axis):
             return torch.cat(list(x), dim=axis)
         case View():
@@ -75,10 +75,42 @@ def execute(op: Op, x: Sequence[Tensor], dims: Dims, length: Length, dtype: torc
     raise EvaluationError(f"no evaluation of the instruction '{op.mnemonic}'")
 
 
+def contract(spec: str, x: Sequence[Tensor]) -> Tensor:
+    """``torch.einsum``, without its overhead where a matrix product or a sum of products will do."""
+    plan = _pairing(spec) if len(x) == 2 else None
+    if plan is None:
+        return torch.einsum(spec, *x)
+    if plan == "rows":
+        return (x[0] * x[1]).sum(1)
+    flips, swap = plan
+    a, b = (y.T if flip else y for y, flip in zip(x, flips, strict=True))
+    return b.T @ a.T if swap else a @ b
+
+
+@cache
+def _pairing(spec: str) -> str | tuple[tuple[bool, bool], bool] | None:
+    """How a contraction of two operands of two axes is a product: which to transpose, whether to swap; or "rows"."""
+    inputs, _, out = spec.partition("->")
+    first, _, second = inputs.partition(",")
+    if first == second and len(set(first)) == 2 and out == first[0]:
+        return "rows"
+    shared = set(first) & set(second)
+    if len(set(first)) != 2 or len(set(second)) != 2 or len(first + second) != 4 or len(shared) != 1:
+        return None
+    (k,) = shared
+    i, j = first.replace(k, ""), second.replace(k, "")
+    if out not in (i + j, j + i):
+        return None
+    return (first[0] == k, second[1] == k), out == j + i
+
+
 def _sum(coefficients: Sequence[float], x: Sequence[Tensor]) -> Tensor:
     out = x[0] if coefficients[0] == 1.0 else x[0] * coefficients[0]
+    own = coefficients[0] != 1.0
     for c, y in zip(coefficients[1:], x[1:], strict=True):
-        out = torch.add(out, y, alpha=c)
+        fits = own and out.dtype == y.dtype and (y.ndim == 0 or y.shape == out.shape)
+        out = out.add_(y, alpha=c) if fits else torch.add(out, y, alpha=c)
+        own = True
     return out
 
 
