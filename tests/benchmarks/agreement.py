@@ -130,7 +130,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         uniform = float(stats.kstest(values, "uniform").pvalue) if len(values) > 4 else float("nan")
         lines.append(
             f"p-values of {label} (bootstrap): smallest {min(values):.2g}, "
-            f"{sum(v < 0.05 for v in values)} of {len(rows)} below 0.05 ({0.05 * len(rows):.1f} expected), Kolmogorov-Smirnov against uniform p = {uniform:.2g}."
+            f"{sum(v < 0.05 for v in values)} of {len(rows)} below 0.05 "
+            f"({0.05 * len(rows):.1f} expected), Kolmogorov-Smirnov against uniform p = {uniform:.2g}."
         )
     slopes = [s for r in rows for s in r["slopes"].values()]
     off = [f"{r['name']} ({k} {s[0]:.2f})" for r in rows for k, s in r["slopes"].items() if abs(s[0] + 0.5) > 0.1]
