@@ -63,7 +63,7 @@ class Compiled:
         *,
         ensemble: int | None = None,
         output_init: str | None = None,
-        extrapolate: bool = True,
+        extrapolate: bool = False,
         dot: bool = True,
         memory: int | float | str | None = None,
         progress: Tick | None = None,
@@ -73,7 +73,7 @@ class Compiled:
         ``particles`` (a power of two is best) stand for the coordinates of each width axis, ``replicas`` are
         independent scramblings that give the standard errors, ``ensemble`` is the number of draws of the random
         output at initialisation (default: twice its rank, at most 64), ``output_init="zero"`` conditions on
-        a zero output instead. ``extrapolate`` removes the bias of order 1/particles. ``dot=False`` drops the
+        a zero output instead. ``extrapolate`` removes the bias of order 1/particles, at about twice the noise. ``dot=False`` drops the
         response terms of the Master Theorem, which is wrong, and shows what they contribute. ``memory`` bounds the
         memory of the evaluation (bytes, or "4GB"; default: what the machine has): it fails at once rather than later.
         Raises UsageError for bad arguments, EvaluationError where a value is not finite or particles are too few.
@@ -89,10 +89,10 @@ class Compiled:
     def tangent(self, settings: Settings, progress: Tick | None = None) -> TangentKernel:
         """The tangent kernel at every step, by parameter; traced and evaluated on first use."""
         with_jacobians = _capture(self, tangent=True)
-        program = compile_capture(with_jacobians, only=("ntk", "outputs", "test_outputs")).program
+        program = compile_capture(with_jacobians, only=("ntk", "tangent", "outputs", "test_outputs")).program
         found = estimate(program, settings, (), progress)
-        shares, errors = _shares(found.mean), _shares(found.stderr)
-        return TangentKernel(shares, errors)
+        total = torch.stack([_blocks(found.stderr[f"tangent/{t}"]) for t in range(self.steps + 1)])
+        return TangentKernel(_shares(found.mean), _shares(found.stderr), total)
 
     def simulate(self, width: int, seed: int = 0, **options: Any) -> SimulationResult:
         """The user's own model, really trained at that width; see :func:`tpcompile.simulate.simulate`."""
@@ -259,5 +259,9 @@ def _shares(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         parameter, _, t = name.removeprefix("ntk/").rpartition("/")
         steps.setdefault(parameter, {})[int(t)] = value
-    # the program's axes are (N, k, N, k)
-    return {p: torch.stack([v[t].permute(0, 2, 1, 3) for t in sorted(v)]) for p, v in steps.items()}
+    return {p: torch.stack([_blocks(v[t]) for t in sorted(v)]) for p, v in steps.items()}
+
+
+def _blocks(gram: Tensor) -> Tensor:
+    """From the program's axes (N, k, N, k) to (N, N, k, k)."""
+    return gram.permute(0, 2, 1, 3)

@@ -27,7 +27,7 @@ class Settings:
     dtype: torch.dtype = torch.float64
     ensemble: int | None = None
     output_init: str | None = None
-    extrapolate: bool = True
+    extrapolate: bool = False
     dot: bool = True
     memory: float | None = None  # bytes; None is what the machine has
 
@@ -48,8 +48,9 @@ def estimate(
     """Evaluate all outputs of a program on particles.
 
     Each replica is an independent scrambling. With ``extrapolate`` a replica of M particles is ``2 f(M) - (f(M/2)
-    + f'(M/2)) / 2`` over the two halves of its points: the bias of order 1/M cancels, and the sampling noise,
-    which is common to the whole and its halves, does not grow. ``covariances`` names outputs whose
+    + f'(M/2)) / 2`` over the two halves of its points: the bias of order 1/M cancels, and the sampling noise
+    grows by 1.6 to 2, so that it pays only where many replicas have made the bias visible. ``covariances`` names
+    outputs whose
     covariance over the ensemble of random scalars is wanted.
     """
     plan = Plan.of(program)

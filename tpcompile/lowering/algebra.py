@@ -330,4 +330,3 @@ def _no_view(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> U
         where=place,
         advice="split widths at the parameter (one nn.Linear a part) instead",
     )
-

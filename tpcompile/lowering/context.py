@@ -351,4 +351,3 @@ def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, 
         return Abstract(ctx, ctx.apply(name, _unwrap(value), order, **params))
 
     return ctx.times(backward.grad, _unwrap(wrapped.factor(apply)))
-

@@ -235,11 +235,12 @@ class Contractions:
             items.append((exponent, number * c * c2, product))
         return items, noise
 
-    def _weigh(self, s: Node, coefficients: Node | None) -> Node:
-        """Rows of s times the coefficients of the blocks they belong to."""
+    def _weigh(self, s: Node, coefficients: Node | None, axis: int = 0) -> Node:
+        """Entries of s along an axis times the coefficients of the blocks they belong to."""
         if coefficients is None:
             return s
-        column = self.nodes.view(coefficients, (*coefficients.dims, *([1] * (len(s.dims) - 1))))
+        after = len(s.dims) - 1 - axis % len(s.dims)
+        column = self.nodes.view(coefficients, (*coefficients.dims, *([1] * after)))
         scaled = self.nodes.mul([s, column], s.dims)
         assert scaled is not None
         return scaled
@@ -270,15 +271,14 @@ class Contractions:
             for b in y.outers:
                 na, ca, ua, va = self.matrices.chain(a)
                 nb, cb, ub, vb = self.matrices.chain(b)
-                if ca is not None or cb is not None:
-                    raise self._unsupported("an inner product of matrices whose updates have several coefficients")
                 rows, n1 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [ua, ub], _ratio(ua))
                 columns, n2 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [va, vb], _ratio(va))
                 exponent = a.exponent + b.exponent
                 remainder = largest(remainder, plus(exponent, n1, Fraction(1)), plus(exponent, Fraction(1), n2))
                 for e1, c1, r in rows:
                     for e2, c2, c in columns:
-                        c3, node = self.nodes.contract(f"{seen}{k}{j},{seen}{k}{j}->{target}", [r, c])
+                        weighed = self._weigh(self._weigh(r, ca, axis=-2), cb, axis=-1)
+                        c3, node = self.nodes.contract(f"{seen}{k}{j},{seen}{k}{j}->{target}", [weighed, c])
                         items.append((exponent + e1 + e2, na * nb * c1 * c2 * c3, node))
         return self.a.collect(tuple(batch[label] for label in out), items, remainder)
 

@@ -40,7 +40,8 @@ def compile_capture(capture: Capture, only: tuple[str, ...] = ()) -> Compilation
     """The program of all requested limits of a capture.
 
     Outputs: ``outputs/<t>``, ``test_outputs/<t>``, ``loss/<t>``, ``kernel/<name>/<t>/<blocks>`` with blocks
-    ``xx``, ``xz``, ``zz`` (x inputs, z test inputs), ``change/<name>/<t>/<x or z>`` and ``ntk/<parameter>/<t>``;
+    ``xx``, ``xz``, ``zz`` (x inputs, z test inputs), ``change/<name>/<t>/<x or z>``, ``ntk/<parameter>/<t>``
+    and their sum ``tangent/<t>``;
     ``only`` keeps those whose first part it names.
     Raises UnstableError where the parametrization blows up, UndeterminedLimitError where no depth of
     series decides a limit.
@@ -93,24 +94,32 @@ def requests(capture: Capture, lowered: Lowered) -> tuple[dict[str, Output], dic
             growing[name] = max(sizes)
         else:
             out |= _features(context, values, name, capture.steps)
+    return out | _tangent(context, capture, values), growing
+
+
+def _tangent(context: Context, capture: Capture, values: Mapping[str, AnyValue]) -> dict[str, Output]:
+    """Every parameter's share of the tangent kernel at every step, and their sum."""
+    out: dict[str, Output] = {}
+    totals: dict[str, Value] = {}
     for name, value in values.items():
-        if name.startswith("jacobian/"):
-            parameter, _, step = name.removeprefix("jacobian/").rpartition("/")
-            rate = capture.learning_rates[parameter]
-            context.algebra.builder.origin = f"the tangent kernel of '{parameter}', step {step}"
-            gram = context.times(_gram(context, value, value, keep=2), rate)
-            assert isinstance(gram, Value)
-            if gram.terms and gram.terms[0][0] > 0:
-                exponent = gram.terms[0][0]
-                raise UnstableError(
-                    f"the tangent kernel's share of '{parameter}' grows like n^{exponent}",
-                    value=parameter,
-                    step=int(step),
-                    exponent=exponent,
-                    advice="give the optimizer: its learning rates scale the tangent kernel",
-                )
-            out[f"ntk/{parameter}/{step}"] = _output(gram)
-    return out, growing
+        if not name.startswith("jacobian/"):
+            continue
+        parameter, _, step = name.removeprefix("jacobian/").rpartition("/")
+        context.algebra.builder.origin = f"the tangent kernel of '{parameter}', step {step}"
+        share = context.times(_gram(context, value, value, keep=2), capture.learning_rates[parameter])
+        assert isinstance(share, Value)
+        if share.terms and share.terms[0][0] > 0:
+            exponent = share.terms[0][0]
+            raise UnstableError(
+                f"the tangent kernel's share of '{parameter}' grows like n^{exponent}",
+                value=parameter,
+                step=int(step),
+                exponent=exponent,
+                advice="give the optimizer: its learning rates scale the tangent kernel",
+            )
+        out[f"ntk/{parameter}/{step}"] = _output(share)
+        totals[step] = context.algebra.add((1.0, totals[step]), (1.0, share)) if step in totals else share
+    return out | {f"tangent/{step}": _output(total) for step, total in totals.items()}
 
 
 def _size(value: AnyValue) -> Fraction | None:
@@ -165,4 +174,3 @@ def _squares(context: Context, x: Value) -> Value:
     total = context.times(context.einsum(x, letters, x, letters, letters[0]), _PER_WIDTH)
     assert isinstance(total, Value)
     return total
-

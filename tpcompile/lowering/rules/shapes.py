@@ -152,4 +152,3 @@ def stack(ctx: Context, tensors: Any, dim: int = 0) -> Any:
     dim %= rank + 1
     parts = [ctx.with_axes(x, (*x.axes[:dim], (), *x.axes[dim:])) for x in tensors]
     return ctx.concat(parts, dim)
-
