@@ -95,9 +95,7 @@ def _ratio(component: set) -> float:
 
 
 def _rows(component: set) -> int:
-    return sum(
-        finite_size(x) for x in component if not isinstance(x, tuple) and isinstance(x.op, Init | MatMul)
-    )
+    return sum(finite_size(x) for x in component if not isinstance(x, tuple) and isinstance(x.op, Init | MatMul))
 
 
 def finite_size(node: Node) -> int:

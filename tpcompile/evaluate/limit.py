@@ -49,9 +49,8 @@ def estimate(
 
     Each replica is an independent scrambling. With ``extrapolate`` a replica of M particles is ``2 f(M) - (f(M/2)
     + f'(M/2)) / 2`` over the two halves of its points: the bias of order 1/M cancels, and the sampling noise
-    grows by 1.6 to 2, so that it pays only where many replicas have made the bias visible. ``covariances`` names
-    outputs whose
-    covariance over the ensemble of random scalars is wanted.
+    grows by 1.6 to 2, so that it pays only where many replicas have made the bias visible. ``covariances``
+    names outputs whose covariance over the ensemble of random scalars is wanted.
     """
     plan = Plan.of(program)
     check_memory(plan, settings.particles, settings.dtype, settings.memory)
