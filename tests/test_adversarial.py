@@ -212,8 +212,7 @@ def points(count: int) -> list[tuple[list[float], list[float], float]]:
 
 @pytest.mark.parametrize("point", points(16), ids=str)
 def test_theorem_of_tensor_programs_iv(point: tuple[list[float], list[float], float]) -> None:
-    more = torch.randn(1, 4, generator=torch.Generator().manual_seed(1))
-    x = torch.cat([X, X[:1], torch.zeros(1, 4), X[:1] + X[1:2], more])
+    """Stability (theorem 3.3), triviality (3.4), feature learning (3.6) of abc-parametrizations, quarters included."""
     a, b, c = point
     r = min(a[2] + b[2], 2 * a[2] + c) + c - 1 + min(2 * a[0] + 1, 2 * a[1])
     stable = r >= 0 and 2 * a[2] + c >= 1 and a[2] + b[2] + r >= 1
