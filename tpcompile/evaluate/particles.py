@@ -11,7 +11,7 @@ from torch import Tensor
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, Domains, find_domains, finite_size
 from tpcompile.evaluate.frames import Frame, LazyMatrix, Side, Source
-from tpcompile.evaluate.semantics import execute
+from tpcompile.analysis.semantics import execute
 from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Program, Width
 from tpcompile.laws import Normal
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.errors import EvaluationError
-from tpcompile.evaluate.semantics import execute
+from tpcompile.analysis.semantics import execute
 from tpcompile.ir import Contract, Data, Init, MatMul, Node, Program, Width
 
 

@@ -19,18 +19,14 @@ from tpcompile.ir.types import Dims, dims_text, kind
 class Node:
     """One value: an instruction and its operands. Equal instruction and operands: the same object."""
 
-    __slots__ = ("dims", "op", "operands", "serial")
+    __slots__ = ("dims", "kind", "op", "operands", "serial")
 
     def __init__(self, op: Op, operands: tuple[Node, ...], dims: Dims, serial: int) -> None:
         self.op = op
         self.operands = operands
         self.dims = dims
+        self.kind = kind(dims)  # "scalar", "vector" or "matrix"
         self.serial = serial  # order of creation: operands come before users
-
-    @property
-    def kind(self) -> str:
-        """``"scalar"``, ``"vector"`` or ``"matrix"``."""
-        return kind(self.dims)
 
     def __repr__(self) -> str:
         return f"<{self.op.mnemonic} {dims_text(self.dims)}>"

@@ -6,24 +6,17 @@ remembered as its remainder.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import torch
-
-from tpcompile import nonlin
 from tpcompile.analysis.parity import Parity
 from tpcompile.errors import UnstableError, UnsupportedOperationError
-from tpcompile.ir import Builder, Const, Dims, Expand, Map, Node, Width
+from tpcompile.ir import Builder, Const, Dims, Node, Width
 from tpcompile.lowering.nodes import Nodes, Weighted
 from tpcompile.lowering.value import Axes, Axis, Term, Value, flat, largest, plus
-
-_MOST_ORDERS = 12  # of a Taylor expansion
-UNKNOWN = Fraction(10**6)  # remainder of a value of which nothing is known; no power of n undoes it
 
 
 @dataclass
@@ -147,85 +140,9 @@ class Algebra:
                     items.append((ea + eb, 1.0, node))
         return self.collect(axes, items, largest(plus(a.remainder, b.lead), plus(a.lead, b.remainder)))
 
-    # functions -----------------------------------------------------------------------------
-
-    def apply(self, name: str, value: Value, order: int = 0, **params: Any) -> Value:
-        """A pointwise function of a series by Taylor expansion at its leading term (theory, section 3)."""
-        key = tuple(params.items())
-        if self.width is not None:
-            at = (
-                self.limit(value) if value.terms else self.nodes.expand(self.builder.node(Const(0.0)), flat(value.axes))
-            )
-            return self.collect(value.axes, [(Fraction(0), 1.0, self.map(name, order, key, at))], None)
-        if value.is_zero:
-            return self.number(self._at_zero(name, order, key), axes=value.axes)
-        degree = nonlin.homogeneity(name, order, **params)
-        lead = value.lead
-        assert lead is not None
-        if lead != 0 and degree is not None and value.terms:
-            shift = Fraction(degree).limit_denominator(64) * lead
-            moved = self.scale(value, 1.0, -lead)
-            return self.scale(self._taylor(name, order, key, moved), 1.0, shift)
-        if not value.terms and lead >= 0:
-            return Value(value.axes, (), UNKNOWN)  # deeper series will tell
-        if lead > 0:
-            raise UnstableError(
-                f"{name} of a value of size n^{lead}: the limit does not exist",
-                value=name,
-                step=None,
-                exponent=lead,
-                where=self.place,
-            )
-        return self._taylor(name, order, key, value)
-
-    def _taylor(self, name: str, order: int, key: tuple[tuple[str, Any], ...], value: Value) -> Value:
-        params = dict(key)
-        leads = [node for e, node in value.terms if e == 0]
-        small = Value(value.axes, tuple(t for t in value.terms if t[0] < 0), value.remainder)
-        out = self._derivative(name, order, key, leads, value.axes)
-        if small.is_zero:
-            return out
-        step = small.lead
-        assert step is not None
-        if step >= 0:  # the remainder is as large as the leading term: nothing is known
-            return Value(value.axes, (), UNKNOWN)
-        power = self.number(1.0, axes=())
-        k = 0
-        while True:
-            k += 1
-            if not nonlin.has_derivative(name, order + k, **params):
-                return self.cut(out, k * step)
-            if (out.terms and k * step <= out.terms[0][0] - self.depth) or k > _MOST_ORDERS:
-                return self.cut(out, k * step)
-            power = self.mul(power, small)
-            factor = self._derivative(name, order + k, key, leads, value.axes)
-            out = self.add((1.0, out), (1.0 / math.factorial(k), self.mul(factor, power)))
-            if small.remainder is not None and (k + 1) * step <= small.remainder:
-                return self.cut(out, (k + 1) * step)
-
     def cut(self, value: Value, remainder: Fraction) -> Value:
         """Forget everything at or below this exponent."""
         return self.collect(value.axes, [(e, 1.0, x) for e, x in value.terms], largest(value.remainder, remainder))
-
-    def _derivative(self, name: str, order: int, key: Any, leads: list[Node], axes: Axes) -> Value:
-        if not leads:
-            return self.number(self._at_zero(name, order, key), axes=axes)
-        return Value(axes, ((Fraction(0), self.map(name, order, key, leads[0])),))
-
-    def map(self, name: str, order: int, key: tuple[tuple[str, Any], ...], node: Node) -> Node:
-        """The pointwise function on a node; constants are folded."""
-        inner = node.operands[0] if isinstance(node.op, Expand) else node
-        if isinstance(inner.op, Const):
-            x = torch.tensor(inner.op.value, dtype=torch.float64)
-            folded = float(nonlin.evaluate(name, x, order, **dict(key)))
-            return self.nodes.expand(self.builder.node(Const(folded)), node.dims)
-        return self.builder.node(Map(name, order, key), node)
-
-    def _at_zero(self, name: str, order: int, key: tuple[tuple[str, Any], ...]) -> float:
-        value = float(nonlin.evaluate(name, torch.zeros((), dtype=torch.float64), order, **dict(key)))
-        if not math.isfinite(value):
-            raise UnsupportedOperationError(f"{name} is not finite at 0, where its argument tends to", where=self.place)
-        return value
 
     # limits --------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dims, Finite, Fluctuation, Init, Node, Op, Unslice, Width, reachable
 from tpcompile.lowering.algebra import Algebra, merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
+from tpcompile.lowering.functions import Functions
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.value import AnyValue, Axes, Axis, MatrixValue, Value, flat, has_width, is_width, largest
 
@@ -37,6 +38,7 @@ class Context:
     def __post_init__(self) -> None:
         self.matrices = Matrices(self.algebra)
         self.contractions = Contractions(self.algebra, self.matrices)
+        self.functions = Functions(self.algebra)
 
     # places and shapes ---------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class Context:
 
     def apply(self, name: str, x: Any, order: int = 0, **params: Any) -> Value:
         """A nonlinearity."""
-        return self.algebra.apply(name, self.value(x), order, **params)
+        return self.functions.apply(name, self.value(x), order, **params)
 
     # structure -----------------------------------------------------------------------------
 

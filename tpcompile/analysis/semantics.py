@@ -5,7 +5,7 @@ A width axis is a torch axis of the length of the width, or of the number of par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,11 +18,16 @@ from tpcompile.ir import (
     Concat,
     Const,
     Contract,
+    Data,
     Dims,
     Expand,
     Finite,
+    Fluctuation,
+    Gaussian,
+    Init,
     Map,
     Mul,
+    Node,
     Op,
     Permute,
     Slice,
@@ -30,6 +35,7 @@ from tpcompile.ir import (
     Unslice,
     View,
     Width,
+    reachable,
 )
 
 Length = Callable[[Width], int]
@@ -102,6 +108,25 @@ def _pairing(spec: str) -> str | tuple[tuple[bool, bool], bool] | None:
     if out not in (i + j, j + i):
         return None
     return (first[0] == k, second[1] == k), out == j + i
+
+
+def constant_value(node: Node, data: Mapping[str, Tensor]) -> Tensor | None:
+    """The value of a finite node that no initial value enters, float64; None for any other."""
+    needed = reachable([node])
+    if any(x.kind != "scalar" or isinstance(x.op, Init | Gaussian | Fluctuation) for x in needed):
+        return None
+    values: dict[Node, Tensor] = {}
+    for x in needed:
+        if isinstance(x.op, Data):
+            tensor = data[x.op.name]
+            values[x] = tensor.double() if tensor.is_floating_point() else tensor
+        else:
+            values[x] = execute(x.op, [values[y] for y in x.operands], x.dims, _no_width, torch.float64)
+    return values[node]
+
+
+def _no_width(width: Width) -> int:
+    raise EvaluationError(f"a constant with the width axis {width}")
 
 
 def _sum(coefficients: Sequence[float], x: Sequence[Tensor]) -> Tensor:
