@@ -97,7 +97,13 @@ def test_operands_are_checked_when_a_node_is_made():
 
 @pytest.mark.parametrize(
     "line",
-    ["%0 = tanh %3 : [3]", "nonsense", "%0 = const<value=1.0> : [3]", "%1 = const<value=1.0> : []", "output x = n^0 %7 : []"],
+    [
+        "%0 = tanh %3 : [3]",
+        "nonsense",
+        "%0 = const<value=1.0> : [3]",
+        "%1 = const<value=1.0> : []",
+        "output x = n^0 %7 : []",
+    ],
 )
 def test_bad_text_is_a_program_error_with_its_line(line):
     with pytest.raises(ProgramError, match="line 2"):
@@ -133,7 +139,8 @@ def test_networkx_view():
     program = compiled("tied").program
     graph = program.graph()
     assert nx.is_directed_acyclic_graph(graph)
-    assert sum(d["op"] == "matmul" for _, d in graph.nodes(data=True)) == sum(n.op.mnemonic == "matmul" for n in program)
+    products = sum(n.op.mnemonic == "matmul" for n in program)
+    assert sum(d["op"] == "matmul" for _, d in graph.nodes(data=True)) == products
     assert {name for name, d in graph.nodes(data=True) if d["op"] == "output"} == set(program.outputs)
     for node, name in program.names().items():
         assert graph.in_degree(name) == len(node.operands)

@@ -127,7 +127,10 @@ def test_kernel_regime_is_linear_in_the_tangent_kernel(phi):
         f = f - kernel @ (2 / len(Y) * (f - Y))
         outputs.append(f)
     assert float((outputs[5] - outputs[0]).abs().max()) > 0.5
-    assert close(found.outputs, torch.stack(outputs), 2e-3)
+    # both sides are estimates: one step of the flow carries the kernel's error over to the outputs
+    error = float(found.outputs_stderr.max()) + float(found.ntk_stderr().max())
+    assert error < 5e-3
+    assert close(found.outputs, torch.stack(outputs), 4 * error)
     assert within_errors(found.outputs, found.outputs_stderr, torch.stack(outputs), 7)
 
 

@@ -72,10 +72,11 @@ class Compiled:
 
         ``particles`` (a power of two is best) stand for the coordinates of each width axis, ``replicas`` are
         independent scramblings that give the standard errors, ``ensemble`` is the number of draws of the random
-        output at initialisation (default: twice its rank, at most 64), ``output_init="zero"`` conditions on
-        a zero output instead. ``extrapolate`` removes the bias of order 1/particles, at about twice the noise. ``dot=False`` drops the
-        response terms of the Master Theorem, which is wrong, and shows what they contribute. ``memory`` bounds the
-        memory of the evaluation (bytes, or "4GB"; default: what the machine has): it fails at once rather than later.
+        output at initialisation (default: twice its rank, at most 256; exact mean and covariance at that number),
+        ``output_init="zero"`` conditions on a zero output instead. ``extrapolate`` removes the bias of order
+        1/particles, at about twice the noise. ``dot=False`` drops the response terms of the Master Theorem, which is
+        wrong, and shows what they contribute. ``memory`` bounds the memory of the evaluation (bytes, or "4GB";
+        default: what the machine has): it fails at once rather than later.
         Raises UsageError for bad arguments, EvaluationError where a value is not finite or particles are too few.
         """
         settings = _settings(

@@ -57,9 +57,10 @@ class Parity:
 
         Looks at the pairs of top-level summands only: nothing is multiplied out.
         """
-        return all(signature.odd for signature in self._products(factors))
+        return all(signature.odd for signature in self.products(factors))
 
-    def _products(self, factors: tuple[Node, ...]) -> frozenset[Signature]:
+    def products(self, factors: tuple[Node, ...]) -> frozenset[Signature]:
+        """The distinct signatures of the products of one summand of each factor."""
         out = frozenset([EVEN])
         for factor in factors:
             out = frozenset(a * b for a, b in product(out, self.signatures(factor)))
@@ -78,7 +79,7 @@ class Parity:
             out = frozenset().union(*(self.signatures(x) for x in node.operands))
             return out if len(out) <= _MOST else frozenset([_join(out)])
         if isinstance(op, Mul | MatMul | Contract):
-            return self._products(node.operands)
+            return self.products(node.operands)
         if isinstance(op, Map):
             joined = _join(self.signatures(node.operands[0]))
             match nonlin.parity(op.fn, op.order, **dict(op.params)):

@@ -8,6 +8,7 @@ the frames of orthonormal Gaussians short.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import networkx as nx
 
@@ -53,7 +54,7 @@ def find_domains(program: Program) -> Domains:
             graph.add_edge(x, (matrix, into))
             continue
         vectors = [x for x in (node, *node.operands) if x.kind == "vector"]
-        for a, b in zip(vectors, vectors[1:], strict=False):
+        for a, b in pairwise(vectors):
             graph.add_edge(a, b)
     order = {node: i for i, node in enumerate(program.nodes)}
 

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tpcompile.analysis.gaussians import settled
 from tpcompile.analysis.parity import Parity
 from tpcompile.errors import EvaluationError
-from tpcompile.evaluate.domains import Domain
+from tpcompile.evaluate.domains import Domain, finite_size
 from tpcompile.evaluate.frames import quantile
 from tpcompile.evaluate.particles import Progress, Run, limits
-from tpcompile.ir import Gaussian, Init, MatMul, Node, reachable, split_spec
+from tpcompile.ir import Gaussian, Init, MatMul, Node, split_spec
+from tpcompile.laws import Normal, mean_and_std
 
-DEFAULT_MOST = 64  # members, unless the user asks for more
+DEFAULT_MOST = 256  # members, unless the user asks for more
+_LEAST_WITH_OTHERS = 128  # where some random scalars are drawn independently
 
 
 @dataclass
@@ -37,31 +40,15 @@ class _Joint:
         for a, x, d in zip(self.nodes, self.summands, self.domains, strict=True):
             row = []
             for b, y, e in zip(self.nodes, self.summands, self.domains, strict=True):
-                if d != e:
-                    _check_settled(a, b, parity)
-                    row.append(x.new_zeros((x.shape[0], y.shape[0])))
-                else:
-                    row.append(x @ y.T / particles)
+                if not settled(a, b, d == e, parity):
+                    raise EvaluationError(
+                        "two Gaussian sums meet the same matrix from both sides: their covariance is not settled",
+                        where=f"{a.op.mnemonic} {a.dims} and {b.op.mnemonic} {b.dims}",
+                        advice="condition on a zero output with output_init='zero' if they enter the output only",
+                    )
+                row.append(x @ y.T / particles if d == e else x.new_zeros((x.shape[0], y.shape[0])))
             rows.append(torch.cat(row, 1))
         return torch.cat(rows)
-
-
-def _check_settled(a: Node, b: Node, parity: Parity) -> None:
-    """Sums over different axes are uncorrelated if a flip of some parameter changes one sign and not the other."""
-    matrices = [{x for x in reachable([g]) if x.kind == "matrix" and isinstance(x.op, Init)} for g in (a, b)]
-    if not (matrices[0] & matrices[1]):
-        return
-
-    def odd(g: Node) -> set[frozenset[str]]:
-        return {s.odd for s in parity._products(g.operands)}
-
-    if all(x != y for x in odd(a) for y in odd(b)):
-        return
-    raise EvaluationError(
-        "two Gaussian sums over different widths meet the same matrix from both sides; their covariance is not settled",
-        where=f"{a!r} and {b!r}",
-        advice="theory section 5; condition on zero output with output_init='zero' if they enter the output only",
-    )
 
 
 def members(
@@ -83,6 +70,9 @@ def members(
         _append(joint, run, g)
     live = [g not in zero for g in early]
     root = _root(joint, run, parity, live) if early else torch.zeros((0, 0), dtype=run.dtype)
+    normal = [g for g in plan.scalars if isinstance(g.op, Init) and isinstance(g.op.law, Normal) and g not in zero]
+    root, centre = _with_parameters(root, normal)
+    early = early + normal
     generator = torch.Generator().manual_seed(run.seed * 31 + 17)
     rank = root.shape[1]
     others = [g for g in plan.scalars if g not in early and g not in zero]
@@ -93,7 +83,7 @@ def members(
     for index, xi in enumerate(draws):
         run.values = dict(base)
         _rewind(run, marks)
-        _place(run, early, root @ xi)
+        _place(run, early, centre + root @ xi)
         sign = 1.0 if index % 2 == 0 else -1.0
         if index % 2 == 0:
             state = generator.get_state()
@@ -123,6 +113,18 @@ def zeroed(run_plan_outputs: list[Node]) -> frozenset[Node]:
     return frozenset(found)
 
 
+def _with_parameters(root: Tensor, parameters: list[Node]) -> tuple[Tensor, Tensor]:
+    """Random finite parameters of normal law beside the Gaussian sums: the joint root and mean."""
+    centre = [root.new_zeros(root.shape[0])]
+    for node in parameters:
+        assert isinstance(node.op, Init)
+        mean, std = mean_and_std(node.op.law)
+        size = finite_size(node)
+        root = torch.block_diag(root, std * torch.eye(size, dtype=root.dtype))
+        centre.append(torch.full((size,), mean, dtype=root.dtype))
+    return root, torch.cat(centre)
+
+
 def _append(joint: _Joint, run: Run, g: Node) -> None:
     assert isinstance(g.op, Gaussian)
     inputs, out = split_spec(g.op.spec)
@@ -147,14 +149,19 @@ def _root(joint: _Joint, run: Run, parity: Parity, live: list[bool]) -> Tensor:
     c = covariance[free][:, free]
     if len(held) and len(free):
         cross = covariance[free][:, held]
-        c = c - cross @ torch.linalg.pinv(covariance[held][:, held], hermitian=True) @ cross.T
+        c = c - cross @ _inverse(covariance[held][:, held]) @ cross.T
     root = covariance.new_zeros((len(mask), 0))
     if len(free):
         values, vectors = torch.linalg.eigh(c)
-        keep = values > 1e-12 * values.max().clamp_min(1e-300)
+        keep = values > (1e-12 if c.dtype == torch.float64 else 1e-6) * values.max().clamp_min(1e-30)
         root = covariance.new_zeros((len(mask), int(keep.sum())))
         root[free] = vectors[:, keep] * values[keep].sqrt()
     return root
+
+
+def _inverse(c: Tensor) -> Tensor:
+    """Pseudo-inverse of a covariance that may be singular."""
+    return torch.linalg.pinv(c, hermitian=True, rtol=1e-12 if c.dtype == torch.float64 else 1e-5)
 
 
 def _design(
@@ -164,7 +171,8 @@ def _design(
     if rank == 0:
         count = 1 if not others else (ensemble or DEFAULT_MOST)
         return [torch.zeros(0, dtype=dtype) for _ in range(count)]
-    pairs = max(1, (ensemble if ensemble is not None else min(2 * rank, DEFAULT_MOST)) // 2)
+    default = min(max(2 * rank, _LEAST_WITH_OTHERS if others else 0), DEFAULT_MOST)
+    pairs = max(1, (ensemble if ensemble is not None else default) // 2)
     out: list[Tensor] = []
     while len(out) < 2 * pairs:
         q, r = torch.linalg.qr(torch.randn((rank, rank), generator=generator, dtype=torch.float64))
@@ -202,7 +210,7 @@ def _scalar(
     mean = c.new_zeros(size)
     conditional = c[known:, known:]
     if known:
-        gain = c[known:, :known] @ torch.linalg.pinv(c[:known, :known], hermitian=True)
+        gain = c[known:, :known] @ _inverse(c[:known, :known])
         mean = gain @ torch.cat(old)
         conditional = conditional - gain @ c[:known, known:]
     values, vectors = torch.linalg.eigh(conditional)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, Domains, find_domains, finite_size
 from tpcompile.evaluate.frames import Frame, LazyMatrix, Side, Source
-from tpcompile.analysis.semantics import execute
 from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Program, Width
 from tpcompile.laws import Normal
 

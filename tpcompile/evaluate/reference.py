@@ -8,8 +8,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from tpcompile.errors import EvaluationError
 from tpcompile.analysis.semantics import execute
+from tpcompile.errors import EvaluationError
 from tpcompile.ir import Contract, Data, Init, MatMul, Node, Program, Width
 
 

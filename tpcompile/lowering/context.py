@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+import torch
+
 from tpcompile import nonlin
+from tpcompile.analysis.semantics import constant_value
 from tpcompile.capture.graph import GraphNode, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dims, Finite, Fluctuation, Init, Node, Op, Unslice, Width, reachable
@@ -275,13 +278,18 @@ class Context:
             return Value(axes, ((Fraction(0), node),))
         unknown = largest(*(x.remainder for x in operands))
         below = sorted({e for x in operands for e, _ in x.terms if e < 0}, reverse=True)
+        known = constant_value(node, self.algebra.builder.data)
+        if known is not None and not bool(torch.isfinite(known).all()):
+            raise self.unsupported("the operation is not finite where its arguments tend to")
         if not below or (unknown is not None and unknown >= below[0]):
             return Value(axes, ((Fraction(0), node),), unknown)
         first = below[0]
+        vanishes = known is not None and not bool(known.any())
         sources = [y for x in operands for e, y in x.terms if e == first]
         correction = self.node(Fluctuation(), node, *sources)
         rest = largest(unknown, 2 * first, *below[1:])
-        return self.algebra.collect(axes, [(Fraction(0), 1.0, node), (first, 1.0, correction)], rest)
+        limit = [] if vanishes else [(Fraction(0), 1.0, node)]
+        return self.algebra.collect(axes, [*limit, (first, 1.0, correction)], rest)
 
 
 def axis_of(size: Size) -> Axis:

@@ -129,6 +129,8 @@ def _node(context: Context, capture: Capture, node: GraphNode, values: Mapping[s
         return parameter(context, str(node.target), capture.laws[str(node.target)], axes)
     if node.kind != "call":
         tensor = capture.data[str(node.target)]
+        if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+            return context.algebra.number(float(tensor.flatten()[0]), axes=axes)  # zeros must count as exactly zero
         constant = context.algebra.builder.constant(tensor, str(node.target))
         return Value(axes, ((Fraction(0), context.algebra.nodes.view(constant, flat(axes))),))
     args = [_resolve(x, values) for x in node.args]

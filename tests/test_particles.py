@@ -1,0 +1,159 @@
+"""The particle evaluator: lazily revealed matrices, orthonormal frames, reproducibility, memory, errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from zoo import data, mlp
+
+import tpcompile as tp
+from tpcompile.errors import EvaluationError, UsageError
+from tpcompile.evaluate.frames import Frame, LazyMatrix, Rows, Side, Source
+from tpcompile.evaluate.memory import bytes_per_particle, parse_bytes
+from tpcompile.evaluate.particles import Plan, Run
+from tpcompile.laws import Normal, Uniform
+
+M = 1024
+X, Y = data()
+
+
+def lazy(out_ratio=1.0, in_ratio=1.0, std=0.7, dtype=torch.float64):
+    frames = [Frame(M, dtype, Source(40, M, seed)) for seed in (1, 2)]
+    sides = [Side(f, Rows(4, M, dtype), f.segment(4)) for f in frames]
+    return LazyMatrix(std, sides[0], sides[1], out_ratio, in_ratio), frames
+
+
+@pytest.mark.parametrize(("out_ratio", "in_ratio"), [(1.0, 1.0), (2.0, 1.0), (0.5, 4.0)])
+def test_lazy_matrix_is_one_linear_map_and_its_adjoint(out_ratio, in_ratio):
+    w, (out, into) = lazy(out_ratio, in_ratio)
+    x, y = into.normals(3).tanh(), out.normals(2).relu()
+    wx = w.product(x, False)
+    wty = w.product(y, True)
+    x2 = wty.tanh() + x[:2]  # correlated with earlier products of the transpose
+    wx2 = w.product(x2, False)
+    # sums over out_ratio * n and in_ratio * n coordinates; fresh normals are orthogonal to x up to sampling
+    for a, b in ((x, wx), (x2, wx2)):
+        there, back = out_ratio * (y @ b.T) / M, in_ratio * (wty @ a.T) / M
+        assert torch.allclose(there, back, atol=4 * w.std * max(out_ratio, in_ratio) / M**0.5)
+    again = w.product(2 * x2 - x[:2], False) - (2 * wx2 - wx[:2])
+    assert float(again.square().mean().sqrt()) < 8 * w.std * max(out_ratio, in_ratio) / M**0.5
+    assert torch.allclose(w.product(x2, False), wx2, atol=1e-12)
+    assert torch.allclose(wx @ wx.T, w.std**2 * in_ratio * (x @ x.T), atol=1e-9)
+
+
+def test_dropping_the_response_breaks_the_adjoint():
+    w, (out, into) = lazy()
+    w.dot = False
+    x, y = into.normals(3).tanh(), out.normals(2).relu()
+    w.product(x, False)
+    wty = w.product(y, True)
+    x2 = wty.tanh()
+    there, back = y @ w.product(x2, False).T / M, wty @ x2.T / M
+    assert float((there - back).diagonal().abs().min()) > 8 * w.std / M**0.5
+
+
+def test_dependent_rows_need_no_new_gaussians():
+    w, (_, into) = lazy()
+    x = into.normals(2)
+    rows = torch.cat([x, x[:1] + 2 * x[1:], torch.zeros(1, M, dtype=x.dtype)])
+    y = w.product(rows, False)
+    assert w.into.basis.count == 2
+    assert torch.allclose(y[2], y[0] + 2 * y[1], atol=1e-12)
+    assert torch.equal(y[3], torch.zeros(M, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("law", [Normal(2.0, mean=1.0), Uniform(-1.0, 3.0)])
+def test_draws_have_their_moments_exactly(law):
+    frame = Frame(M, torch.float64, Source(6, M, 3))
+    first = frame.segment(2).append(frame.normals(2))
+    x = frame.draw(law, 3)
+    centred = x - 1.0
+    std = 2.0 if isinstance(law, Normal) else 4 / 12**0.5
+    assert torch.allclose(centred.mean(1), torch.zeros(3, dtype=x.dtype), atol=1e-12)
+    assert torch.allclose(centred @ centred.T / M, std**2 * torch.eye(3, dtype=x.dtype), atol=1e-10)
+    assert torch.allclose(centred @ first.T / M, torch.zeros(3, 2, dtype=x.dtype), atol=1e-12)
+
+
+def test_bases_stay_orthonormal_over_many_steps():
+    compiled = tp.compile(mlp("tanh", 3, lr=0.1), X, Y, F.mse_loss, steps=20)
+    plan = Plan.of(compiled.program)
+    run = Run(plan, M, torch.float64, 0)
+    run.execute(list(enumerate(plan.program.nodes)), lambda node, i: False, lambda i: None)
+    for matrix in run.matrices.values():
+        for rows in (r for side in (matrix.out, matrix.into) for r in (side.basis, side.fresh)):
+            gram = rows.value @ rows.value.T / M
+            assert torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-12)
+
+
+@pytest.mark.parametrize("parametrization", ["mup", "ntk"])
+def test_a_seed_gives_the_same_bits(parametrization):
+    compiled = tp.compile(mlp("relu", 2, parametrization), X, Y, F.mse_loss, steps=2)
+    a, b, c = (compiled.evaluate(particles=256, replicas=2, seed=s) for s in (4, 4, 5))
+    assert torch.equal(a.outputs, b.outputs)
+    assert torch.equal(a.kernels["2"], b.kernels["2"])
+    assert not torch.equal(a.outputs, c.outputs)
+
+
+def test_random_output_has_exact_ensemble_moments_and_can_be_conditioned_to_zero():
+    compiled = tp.compile(mlp("tanh", 2, "ntk"), X, Y, F.mse_loss, steps=2)
+    result = compiled.evaluate(particles=1024, replicas=2)
+    assert result.outputs_cov is not None
+    kernel = result.feature_kernel("3")[0]  # the NNGP of a readout of unit variance
+    assert torch.allclose(result.outputs_cov[0], kernel, atol=5 / 1024**0.5 * float(kernel.max()))
+    assert torch.allclose(result.outputs[0], torch.zeros_like(result.outputs[0]), atol=1e-9)
+    zero = compiled.evaluate(particles=1024, replicas=2, output_init="zero")
+    assert torch.equal(zero.outputs[0], torch.zeros_like(zero.outputs[0]))
+    # MSE in the kernel regime is affine in the start: the mean starts from the mean
+    assert torch.allclose(zero.outputs, result.outputs, atol=5 * float((zero.outputs_stderr + result.outputs_stderr).max()))
+
+
+def test_memory_is_known_before_it_is_taken():
+    compiled = tp.compile(mlp("tanh", 2), X, Y, F.mse_loss, steps=2)
+    each = bytes_per_particle(Plan.of(compiled.program), torch.float64)
+    with pytest.raises(EvaluationError, match="particles need about") as error:
+        compiled.evaluate(particles=2**22, memory="200MB")
+    fits = int(str(error.value).split("set particles=")[1].split()[0])
+    assert each * fits < 2e8
+    compiled.evaluate(particles=256, replicas=1, memory="200MB")
+    assert parse_bytes("1.5 GB") == 1.5e9
+    assert parse_bytes("2MiB") == 2 * 2**20
+    for bad in ("lots", "-1GB", 0, True, "5 apples"):
+        with pytest.raises(UsageError, match="memory must be"):
+            parse_bytes(bad)
+
+
+def test_too_few_particles_are_an_error():
+    x, y = data(30, 30)
+    compiled = tp.compile(mlp("tanh", 2, d=30), x, y, F.mse_loss, steps=2)
+    with pytest.raises(EvaluationError, match="set particles="):
+        compiled.evaluate(particles=64, replicas=1)
+
+
+def test_divergence_is_an_error_not_a_number():
+    compiled = tp.compile(mlp("square", 2, lr=50.0), X, Y, F.mse_loss, steps=8)
+    with pytest.raises(EvaluationError, match="not finite"):
+        compiled.evaluate(particles=256, replicas=1)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"evaluator": "magic"},
+        {"evaluator": "exact"},
+        {"particles": 0},
+        {"particles": 1000.5},
+        {"replicas": 0},
+        {"seed": -1},
+        {"dtype": torch.float16},
+        {"ensemble": 1},
+        {"output_init": "one"},
+    ],
+)
+def test_bad_settings(bad):
+    compiled = tp.compile(mlp("tanh", 1), X, steps=0)
+    with pytest.raises(UsageError):
+        compiled.evaluate(**bad)
+
+
+def test_replicas_one_has_no_standard_error():
+    result = tp.compile(mlp("tanh", 1), X, steps=0).evaluate(particles=64, replicas=1)
+    assert torch.isnan(result.outputs_stderr).all()
