@@ -103,7 +103,9 @@ def test_random_output_has_exact_ensemble_moments_and_can_be_conditioned_to_zero
     zero = compiled.evaluate(particles=1024, replicas=2, output_init="zero")
     assert torch.equal(zero.outputs[0], torch.zeros_like(zero.outputs[0]))
     # MSE in the kernel regime is affine in the start: the mean starts from the mean
-    assert torch.allclose(zero.outputs, result.outputs, atol=5 * float((zero.outputs_stderr + result.outputs_stderr).max()))
+    assert torch.allclose(
+        zero.outputs, result.outputs, atol=5 * float((zero.outputs_stderr + result.outputs_stderr).max())
+    )
 
 
 def test_memory_is_known_before_it_is_taken():

@@ -172,6 +172,8 @@ def _meets(known: Tensor, kinks: tuple[float, ...]) -> bool:
 
 def has_atoms(node: Node) -> bool:
     """True if a vector may take single values with positive probability: a flat piece of some function is in it."""
+    if node.kind != "vector":
+        return False
     if isinstance(node.op, Map):
         record = nonlin.lookup(node.op.fn)
         params = dict(node.op.params)
@@ -183,7 +185,7 @@ def has_atoms(node: Node) -> bool:
     if isinstance(node.op, Mul | Sum):
         check = any if isinstance(node.op, Mul) else all
         return check(has_atoms(x) for x in node.operands if x.kind == "vector")
-    return node.kind == "vector" and len(node.operands) == 1 and has_atoms(node.operands[0])
+    return len(node.operands) == 1 and has_atoms(node.operands[0])
 
 
 def _silent_on_atoms(lead: Node, small: Value) -> bool:
