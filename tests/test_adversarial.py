@@ -258,5 +258,6 @@ def test_a_random_learnable_scalar() -> None:
     runs = torch.stack([compiled.simulate(128, seed=s).outputs[-1].flatten() for s in range(80)])
     error = (runs.var(0) / len(runs) + limit.outputs_stderr[-1].flatten().square()).sqrt()
     assert ((runs.mean(0) - limit.outputs[-1].flatten()) / error).abs().max() < 5
+    assert limit.outputs_cov is not None
     spread = runs.var(0) / torch.diagonal(limit.outputs_cov[-1])
     assert ((spread > 0.6) & (spread < 1.6)).all()

@@ -31,6 +31,7 @@ def test_program_at_a_width_is_the_model(name):
     real = simulate(
         case.make, case.inputs, case.targets, case.loss, None, case.steps, case.test_inputs, width=WIDTH, seed=3
     )
+    assert real.loss is not None
     for t in range(case.steps + 1):
         found = values[program.outputs[f"outputs/{t}"].terms[0][1]].reshape(real.outputs[t].shape)
         assert torch.allclose(found, real.outputs[t], rtol=1e-5, atol=1e-7), t

@@ -170,15 +170,15 @@ class PlainLinear(nn.Module):
 
 def grouped(n: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Parameter groups with rates that are powers of n, momentum and weight decay of their own (muP by rates)."""
-    model = nn.Sequential(nn.Linear(4, n), nn.Tanh(), nn.Linear(n, n), nn.Tanh(), nn.Linear(n, 1, bias=False))
-    with torch.no_grad():
-        for p in (model[2].bias, model[0].bias):
-            p.normal_()
-        model[4].weight.normal_(std=1 / n)
+    first, hidden, last = nn.Linear(4, n), nn.Linear(n, n), nn.Linear(n, 1, bias=False)
+    model = nn.Sequential(first, nn.Tanh(), hidden, nn.Tanh(), last)
+    for bias in (hidden.bias, first.bias):
+        nn.init.normal_(bias)
+    nn.init.normal_(last.weight, std=1 / n)
     groups = [
-        {"params": [model[0].weight, model[0].bias, model[2].bias], "lr": 0.3 * n},
-        {"params": [model[2].weight], "lr": 0.3, "momentum": 0.9, "nesterov": True},
-        {"params": [model[4].weight], "lr": 0.3 / n, "weight_decay": 0.1 * n},
+        {"params": [first.weight, first.bias, hidden.bias], "lr": 0.3 * n},
+        {"params": [hidden.weight], "lr": 0.3, "momentum": 0.9, "nesterov": True},
+        {"params": [last.weight], "lr": 0.3 / n, "weight_decay": 0.1 * n},
     ]
     return model, torch.optim.SGD(groups, lr=1.0, momentum=0.5)
 
