@@ -92,9 +92,9 @@ def test_convolutions_of_growing_channels_are_an_error_that_names_the_parameter(
 
 def test_orthogonal_square_matrices_are_refused():
     def make(n: int) -> nn.Module:
-        model = nn.Sequential(nn.Linear(4, n), nn.Linear(n, n), nn.Linear(n, 1))
-        nn.init.orthogonal_(model[1].weight)
-        return model
+        hidden = nn.Linear(n, n)
+        nn.init.orthogonal_(hidden.weight)
+        return nn.Sequential(nn.Linear(4, n), hidden, nn.Linear(n, 1))
 
     with pytest.raises(InitialisationError, match=r"1\.weight"):
         tp.compile(make, X)
