@@ -11,7 +11,7 @@ from torch import Tensor
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, Domains, find_domains, finite_size
-from tpcompile.evaluate.frames import Frame, LazyMatrix, Side, Source
+from tpcompile.evaluate.frames import Frame, LazyMatrix, Rows, Side, Source
 from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Program, Width
 from tpcompile.laws import Normal
 
@@ -108,8 +108,6 @@ class Run:
         out, into = (self.frames[d] for d in self.plan.domains.sides[node])
         forward = self.plan.domains.columns.get((node, False), 0)
         backward = self.plan.domains.columns.get((node, True), 0)
-        from tpcompile.evaluate.frames import Rows
-
         def rows(n: int) -> Rows:
             return Rows(min(max(n, 1), self.particles), self.particles, self.dtype)
 

@@ -24,7 +24,6 @@ from tpcompile.ir import (
     Permute,
     Sum,
     View,
-    broadcast,
     split_spec,
 )
 
@@ -161,7 +160,3 @@ class Nodes:
         return self.builder.constant(
             torch.as_tensor(values, dtype=torch.float64) if not isinstance(values, torch.Tensor) else values
         )
-
-    def common(self, *nodes: Node) -> Dims:
-        """Dims to which these nodes broadcast."""
-        return broadcast(*(x.dims for x in nodes))
