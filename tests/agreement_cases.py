@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from finite_width import Setup
 from torch import Tensor, nn
-from zoo import ABC, Recurrent, data, mlp, trained
+from zoo import ABC, Recurrent, Residual, data, mlp, trained
 
 import tpcompile as tp
 
@@ -69,14 +69,8 @@ class TiedAutoencoder(nn.Module):
         return self.out(tp.tap(torch.tanh(back), "decoded"))
 
 
-class ResidualTapped(nn.Module):
+class ResidualTapped(Residual):
     """Residual blocks in muP, their stream named."""
-
-    def __init__(self, n: int, d: int = 4, blocks: int = 2) -> None:
-        super().__init__()
-        self.embed = ABC(n, d, n, -0.5, 0.5)
-        self.blocks = nn.ModuleList([ABC(n, n, n, 0.0, 0.5) for _ in range(blocks)])
-        self.readout = ABC(n, n, 1, 0.5, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.embed(x)

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from tpcompile.ir import Gaussian, Init, MatMul, Node, Program, Width, width_of
+from tpcompile.ir import Init, MatMul, Node, Program, Width, width_of
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,3 @@ def finite_size(node: Node) -> int:
     for d in node.dims:
         size *= d if isinstance(d, int) else 1
     return size
-
-
-__all__ = ["Domain", "Domains", "Gaussian", "find_domains", "finite_size"]

@@ -17,8 +17,8 @@ from torch.quasirandom import SobolEngine
 from tpcompile.errors import EvaluationError
 from tpcompile.laws import Constant, Law, Normal, TruncatedNormal, Uniform, mean_and_std
 
-_AHEAD = 128  # rows drawn ahead
-_SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
+AHEAD = 128  # rows drawn ahead
+SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
 
 
 class Rows:
@@ -56,7 +56,7 @@ class Source:
         self._seed = seed
         self._particles = particles
         self._rows = dimension
-        self._dimension = max(1, min(dimension, _SOBOL_DIMENSIONS))
+        self._dimension = max(1, min(dimension, SOBOL_DIMENSIONS))
         points = SobolEngine(self._dimension, scramble=True, seed=seed).draw(particles * parts, dtype=torch.float64)
         points = points[part * particles : (part + 1) * particles]
         self._points = points.T.contiguous().add_(2.0**-31)  # never 0: the engine has 30 bits
@@ -96,7 +96,7 @@ class Frame:
         """Fresh standard normals, orthonormal in L2 to each other and to everything drawn; shape (rows, M)."""
         have = 0 if self.ready is None else self.ready.shape[0]
         if have < rows:
-            ahead = max(rows - have, min(_AHEAD, self.source.left))
+            ahead = max(rows - have, min(AHEAD, self.source.left))
             z = normal_quantile(self.source.uniform(ahead)).to(self.dtype)
             more = self._orthonormal(z, self.ready)
             self.ready = more if self.ready is None else torch.cat([self.ready, more])

@@ -39,7 +39,6 @@ class Estimate:
     mean: Mapping[str, Tensor]
     stderr: Mapping[str, Tensor]
     covariance: Mapping[str, Tensor]
-    random: bool
 
 
 def estimate(
@@ -92,7 +91,6 @@ def estimate(
         {name: x.mean(0) for name, x in stacked.items()},
         {name: _stderr(x) for name, x in stacked.items()},
         {name: torch.stack([s[name] for s in seconds]).mean(0) for name in seconds[0]},
-        bool(plan.scalars),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from tpcompile.errors import EvaluationError, UsageError
 from tpcompile.evaluate.domains import finite_size
+from tpcompile.evaluate.frames import AHEAD, SOBOL_DIMENSIONS
 from tpcompile.evaluate.particles import Plan
 from tpcompile.ir import Concat, Expand, Node, Permute, Slice, View
 
@@ -74,8 +75,8 @@ def _bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
     last = {first: node for node, (first, _) in plan.histories.items()}
     histories = sum(finite_size(node) for node in last.values())
     columns = 2 * sum(plan.domains.columns.values())  # a basis row and a fresh row each
-    ahead = sum(min(128, d.rows) for d in plan.domains.all())
-    sobol = sum(min(1024, d.rows) for d in plan.domains.all())
+    ahead = sum(min(AHEAD, d.rows) for d in plan.domains.all())
+    sobol = sum(min(SOBOL_DIMENSIONS, d.rows) for d in plan.domains.all())
     return (peak + histories + columns + ahead) * item + 2 * sobol * 8
 
 

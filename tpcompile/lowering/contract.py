@@ -316,6 +316,3 @@ def _choices(series: Sequence[Sequence[tuple[Fraction, Node]]]) -> list[tuple[tu
 
 def _show(axis: Axis) -> str:
     return "*".join(map(str, axis)) or "1"
-
-
-__all__ = ["Contractions"]
