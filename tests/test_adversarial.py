@@ -261,3 +261,23 @@ def test_a_random_learnable_scalar() -> None:
     assert limit.outputs_cov is not None
     spread = runs.var(0) / torch.diagonal(limit.outputs_cov[-1])
     assert ((spread > 0.6) & (spread < 1.6)).all()
+
+
+class InnerProduct(nn.Module):
+    """``<W a, W b> / sqrt(n)``: its variance is 2, one from W and one from ``<a, b>``; ``E[psi^2]`` alone gives 1."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(n))
+        self.b = nn.Parameter(torch.randn(n))
+        self.w = nn.Parameter(torch.randn(n, n) * n**-0.5)
+        self.n = n
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * ((self.w @ self.a) * (self.w @ self.b)).sum() / self.n**0.5
+
+
+def test_a_sum_that_sees_an_earlier_inner_product_is_refused():
+    """Its Gaussian limit has more variance than that of its summands: no number rather than a wrong one."""
+    with pytest.raises(tp.TpcompileError, match="inner product in an earlier layer"):
+        tp.compile(InnerProduct, torch.ones(1, 1)).evaluate(particles=256, replicas=1)

@@ -1,14 +1,21 @@
 """When the covariance formula of theory section 5 holds for two Gaussian scalars.
 
 ``E[psi psi']`` is right unless the summands meet the same initial matrix from both sides: then coordinates of W x
-and of W^T y are correlated through single entries of W, which a sum over the width does see.
+and of W^T y are correlated through single entries of W, which a sum over the width does see. And unless a summand
+has mean zero only because an inner product one layer below has: (W a) (W b) with <a, b> / n -> 0 has the conditional
+mean sigma^2 <a, b> / n, of order n^(-1/2), and its sum over the width is as large as the Gaussian scalar itself.
 """
 
 from __future__ import annotations
 
-from tpcompile.analysis.parity import Parity
+from tpcompile.analysis.parity import LocalParity, Parity
 from tpcompile.ir import Expand, Init, MatMul, Mul, Node, Permute, View
 from tpcompile.laws import is_symmetric
+
+
+def centred(g: Node) -> bool:
+    """True if the summand of a Gaussian scalar has mean zero whatever the Gram matrices of its Gaussians are."""
+    return LocalParity().vanishes(*(x for x in g.operands if x.kind == "vector"))
 
 
 def settled(a: Node, b: Node, same_axis: bool, parity: Parity) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from tpcompile import nonlin
-from tpcompile.ir import Concat, Contract, Init, Map, MatMul, Mul, Node, Sum
+from tpcompile.ir import Concat, Contract, Init, Map, MatMul, Mul, Node, Sum, reachable
 from tpcompile.laws import is_symmetric
 
 _MOST = 64  # summands of distinct parity that are kept apart; beyond that they are joined
@@ -91,6 +91,26 @@ class Parity:
                     return frozenset([Signature(frozenset(), joined.mixed | joined.odd)])
         (x,) = node.operands  # what is left only moves entries
         return self.signatures(x)
+
+
+class LocalParity(Parity):
+    """Flips of one family of Gaussians on one axis: what a matrix was multiplied with is held fixed.
+
+    A sum whose summand is odd under such a flip has mean zero whatever the Gram matrices of the families are; a
+    summand that is odd only through the inputs of its products has not, and sees the fluctuations of their Grams.
+    """
+
+    def _find(self, node: Node) -> frozenset[Signature]:
+        if not isinstance(node.op, MatMul):
+            return super()._find(node)
+        matrix, x = node.operands
+        transpose = node.op.transpose
+        own = Signature(frozenset([f"{getattr(matrix.op, 'name', '')} {'transposed' if transpose else ''}"]))
+        out = {own}
+        for other in reachable([x]):  # the response: combinations of what the other side was multiplied with
+            if isinstance(other.op, MatMul) and other.operands[0] is matrix and other.op.transpose != transpose:
+                out |= self.signatures(other.operands[1])
+        return frozenset(out)
 
 
 def _join(signatures: frozenset[Signature]) -> Signature:

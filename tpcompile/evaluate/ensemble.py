@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tpcompile.analysis.gaussians import settled
+from tpcompile.analysis.gaussians import centred, settled
 from tpcompile.analysis.parity import Parity
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, finite_size
@@ -58,6 +58,7 @@ def members(
     plan = run.plan
     order = list(enumerate(plan.program.nodes))
     needed_later = {x for _, node in order if node in plan.random for x in node.operands if x not in plan.random}
+    _check_centred([g for g in plan.scalars if isinstance(g.op, Gaussian) and g not in zero])
     if not plan.scalars:
         run.execute(order, lambda node, i: False, progress)
         yield limits(plan, run.values, run.dtype)
@@ -98,6 +99,17 @@ def members(
             else:
                 run.execute([(i, node)], lambda x, i: x in base or x in plan.scalars, progress)
         yield limits(plan, run.values, run.dtype)
+
+
+def _check_centred(scalars: list[Node]) -> None:
+    for g in scalars:
+        if not centred(g):
+            raise EvaluationError(
+                "a sum over the width vanishes only because an inner product in an earlier layer does: the "
+                "fluctuation of that inner product is as large as the sum, and has no law here",
+                where=f"{g.op.mnemonic} {g.dims}",
+                advice="use different matrices for the two factors of the sum, or a scale of 1/n in place of 1/sqrt(n)",
+            )
 
 
 def zeroed(run_plan_outputs: list[Node]) -> frozenset[Node]:
