@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from zoo import cases
 
 import tpcompile as tp
+from tpcompile.analysis.semantics import execute
 from tpcompile.errors import ProgramError
 from tpcompile.ir import (
     OPS,
@@ -17,12 +18,14 @@ from tpcompile.ir import (
     Concat,
     Const,
     Contract,
+    Gather,
     Init,
     Map,
     MatMul,
     Mul,
     Output,
     Program,
+    Scatter,
     Sum,
     View,
     Width,
@@ -37,6 +40,7 @@ from tpcompile.laws import Normal, Uniform
 N = Width(Fraction(1))
 CASES = cases()
 CHOSEN = ["mup relu", "ntk", "standard", "nesterov", "tied", "cross entropy", "minibatches", "grouped", "widths", "elu"]
+CHOSEN += ["indexing"]
 
 
 def compiled(name):
@@ -126,6 +130,28 @@ def test_verifier_finds_what_is_wrong():
     twin = Builder().node(Init("x", Uniform(-1, 1), (3, N)))
     with pytest.raises(ProgramError, match="two values are named"):
         verify(Program((x, twin), {}, {}))
+
+
+def test_gather_and_scatter_are_adjoint_and_leave_out_what_has_index_minus_one():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 7, generator=g)
+    y = torch.randn(2, 3, 2, 7, generator=g)
+    index = torch.tensor([[4, -1], [0, 0], [2, -1]])
+    b = Builder()
+    nodes = [b.node(Init("x", Normal(1.0), (2, 5, N))), b.node(Init("y", Normal(1.0), (2, 3, 2, N))), b.constant(index)]
+    picked = b.node(Gather(1), nodes[0], nodes[2])
+    put = b.node(Scatter(1, 5, 2), nodes[1], nodes[2])
+    assert (picked.dims, put.dims) == (nodes[1].dims, nodes[0].dims)
+    there, back = (
+        execute(node.op, [value, index], node.dims, lambda w: 7, torch.float32)
+        for node, value in ((picked, x), (put, y))
+    )
+    assert torch.equal(there[:, 1, 0], x[:, 0])
+    assert not bool(there[:, 0, 1].any())
+    assert torch.allclose((there * y).sum(), (x * back).sum(), atol=1e-5)
+    for op, operands in [(Gather(2), (nodes[0], nodes[2])), (Scatter(1, 5, 1), (nodes[1], nodes[2]))]:
+        with pytest.raises(ProgramError):
+            b.node(op, *operands)
 
 
 def test_dead_values_are_left_out():

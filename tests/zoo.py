@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import zoo_layers
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -230,6 +231,7 @@ def cases() -> dict[str, Case]:
     out["grouped"] = Case(grouped, x, y)
     out["plain"] = Case(lambda n: _plain(n), x, y)
     out["cross entropy"] = Case(mlp("relu", 2, k=3), x, torch.tensor([0, 2, 1]), loss=F.cross_entropy)
+    out |= {name: Case(make, a, b, steps=2) for name, (make, a, b) in zoo_layers.setups().items()}
     batches = [data(2, seed=s) for s in range(3)]
     out["minibatches"] = Case(mlp("tanh", 2), [b[0] for b in batches], [b[1] for b in batches])
     return out

@@ -89,8 +89,7 @@ class Parity:
                     return frozenset([Signature(frozenset(), joined.mixed)])
                 case _:
                     return frozenset([Signature(frozenset(), joined.mixed | joined.odd)])
-        (x,) = node.operands  # what is left only moves entries
-        return self.signatures(x)
+        return self.signatures(node.operands[0])  # what is left only moves entries
 
 
 class LocalParity(Parity):

@@ -23,6 +23,7 @@ from tpcompile.ir import (
     Expand,
     Finite,
     Fluctuation,
+    Gather,
     Gaussian,
     Init,
     Map,
@@ -30,6 +31,7 @@ from tpcompile.ir import (
     Node,
     Op,
     Permute,
+    Scatter,
     Slice,
     Sum,
     Unslice,
@@ -54,7 +56,7 @@ def execute(op: Op, x: Sequence[Tensor], dims: Dims, length: Length, dtype: torc
         case Map(fn=fn, order=order, params=params):
             return nonlin.evaluate(fn, x[0], order, **dict(params))
         case Sum(coefficients=coefficients):
-            return _sum(coefficients, x)
+            return _sum(coefficients, [y if y.is_floating_point() else y.to(dtype) for y in x])
         case Mul():
             out = x[0] * x[1]
             for factor in x[2:]:
@@ -76,6 +78,10 @@ def execute(op: Op, x: Sequence[Tensor], dims: Dims, length: Length, dtype: torc
             out = x[0].new_zeros(shape(dims, length))
             out[(slice(None),) * axis + (slice(start, stop, step),)] = x[0]
             return out
+        case Gather(axis=axis):
+            return _gather(x[0], x[1], axis)
+        case Scatter(axis=axis, size=size, rank=rank):
+            return _scatter(x[0], x[1], axis, size, rank)
         case Finite():
             return _finite(op, x)
     raise EvaluationError(f"no evaluation of the instruction '{op.mnemonic}'")
@@ -137,6 +143,25 @@ def _sum(coefficients: Sequence[float], x: Sequence[Tensor]) -> Tensor:
         out = out.add_(y, alpha=c) if fits else torch.add(out, y, alpha=c)
         own = True
     return out
+
+
+def _gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
+    places = index.reshape(-1)
+    out = x.index_select(axis, places.clamp_min(0))
+    absent = places < 0
+    if bool(absent.any()):
+        out.index_fill_(axis, absent.nonzero()[:, 0], 0)
+    return out.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
+
+
+def _scatter(x: Tensor, index: Tensor, axis: int, size: int, rank: int) -> Tensor:
+    before, after = x.shape[:axis], x.shape[axis + rank :]
+    rows = x.reshape((*before, index.numel(), *after))
+    places = index.reshape(-1)
+    present = places >= 0
+    if not bool(present.all()):
+        rows, places = rows.index_select(axis, present.nonzero()[:, 0]), places[present]
+    return x.new_zeros((*before, size, *after)).index_add_(axis, places, rows)
 
 
 def _finite(op: Finite, x: Sequence[Tensor]) -> Tensor:

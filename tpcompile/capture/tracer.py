@@ -37,6 +37,8 @@ _VALUE_FREE = frozenset(
 )
 _UNINITIALISED = frozenset({torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default})
 _READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
+# Tagged as reading values for the sake of boolean masks; integer indices decide no shape.
+_INDEXING = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor})
 # Operations that change their running statistics although their schema does not say so.
 _HIDDEN_MUTATION = {torch.ops.aten.native_batch_norm.default: (3, 4)}
 
@@ -61,6 +63,10 @@ def _facts(func: torch._ops.OpOverload) -> _Facts:
         mutated=tuple(i for i, _ in mutated),
         mutated_names=tuple(name for _, name in mutated),
     )
+
+
+def _by_integers(indices: Any) -> bool:
+    return all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in indices)
 
 
 class Tracer(TorchDispatchMode):
@@ -149,7 +155,8 @@ class Tracer(TorchDispatchMode):
                 advice="call model.eval() in the factory to switch dropout off, or draw in the factory",
             )
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
-        if facts.reads_values and not self._is_constant(node_args):
+        reads = facts.reads_values and not (func in _INDEXING and _by_integers(args[1]))
+        if reads and not self._is_constant(node_args):
             raise CaptureError(
                 f"Python reads a computed value ({func}), so the graph would depend on the data",
                 where=str(self.position.origin(user_source())),

@@ -337,6 +337,47 @@ class Unslice(Op):
 
 
 @dataclass(frozen=True)
+class Gather(Op):
+    """Operands x and index: ``x[.., index, ..]`` along a finite axis, zero where the index is -1.
+
+    The index holds integers below the length of the axis, -1 for zero (padding), in any shape: its axes stand in
+    place of the axis.
+    """
+
+    mnemonic: ClassVar[str] = "gather"
+    linear: ClassVar[bool] = True  # in x
+    axis: int
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        _expect(len(operands) == 2 and kind(operands[1]) == "scalar", self, "a value and an index", operands)
+        x, index = operands
+        _expect(self.axis < len(x) and isinstance(x[self.axis], int), self, f"a finite axis {self.axis}", operands)
+        return (*x[: self.axis], *index, *x[self.axis + 1 :])
+
+
+@dataclass(frozen=True)
+class Scatter(Op):
+    """Adjoint of :class:`Gather`: operands x and index, entries of x summed at the places of the index.
+
+    The ``rank`` axes of x from ``axis`` on, which are those of the index, become one axis of length ``size``; entries
+    with index -1 are dropped.
+    """
+
+    mnemonic: ClassVar[str] = "scatter"
+    linear: ClassVar[bool] = True  # in x
+    axis: int
+    size: int
+    rank: int
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        _expect(len(operands) == 2 and kind(operands[1]) == "scalar", self, "a value and an index", operands)
+        x, index = operands
+        end = self.axis + self.rank
+        _expect(x[self.axis : end] == index, self, f"the index's axes from axis {self.axis} on", operands)
+        return (*x[: self.axis], self.size, *x[end:])
+
+
+@dataclass(frozen=True)
 class Finite(Op):
     """Any continuous ATen operation on scalars (loss, softmax over a finite axis, ...): the same function in the limit.
 
@@ -375,6 +416,8 @@ OPS: dict[str, type[Op]] = {
         Expand,
         Slice,
         Unslice,
+        Gather,
+        Scatter,
         Finite,
     )
 }

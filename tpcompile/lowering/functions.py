@@ -17,7 +17,7 @@ from torch import Tensor
 from tpcompile import nonlin
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import UnstableError, UnsupportedOperationError
-from tpcompile.ir import Const, Expand, Map, Mul, Node, Sum
+from tpcompile.ir import Const, Expand, Gather, Map, Mul, Node, Scatter, Sum
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.value import HALF, Axes, Value, flat
 
@@ -83,7 +83,7 @@ class Functions:
         if kinks and known is not None:
             if _meets(known, kinks):
                 return self._one_sided(name, order, key, value.axes, known, small, step)
-        elif kinks and leads and has_atoms(leads[0]) and not _silent_on_atoms(leads[0], small):
+        elif kinks and leads and self.has_atoms(leads[0]) and not _silent_on_atoms(leads[0], small):
             start = self._at(name, order, key, leads, value.axes)
             jumps = not nonlin.has_derivative(name, order + 1, **dict(key))
             return Value(value.axes, (), UNKNOWN) if jumps else a.cut(start, step)
@@ -165,27 +165,31 @@ class Functions:
             return a.nodes.expand(a.builder.node(Const(folded)), node.dims)
         return a.builder.node(Map(name, order, key), node)
 
+    def has_atoms(self, node: Node) -> bool:
+        """True if a vector may take single values with positive probability: a flat piece of some function is in it."""
+        if node.kind != "vector":
+            return False
+        if isinstance(node.op, Map):
+            record = nonlin.lookup(node.op.fn)
+            params = dict(node.op.params)
+            flat_piece = node.op.order > 0 and bool(record.kinks(**params))
+            x = torch.linspace(-20, 20, 81, dtype=torch.float64)
+            y = nonlin.evaluate(node.op.fn, x, node.op.order, **params)
+            smooth = nonlin.smoothness(node.op.fn, node.op.order, **params) == math.inf
+            return flat_piece or (not smooth and bool((y[1:] == y[:-1]).any()))
+        if isinstance(node.op, Mul | Sum):
+            check = any if isinstance(node.op, Mul) else all
+            return check(self.has_atoms(x) for x in node.operands if x.kind == "vector")
+        if isinstance(node.op, Gather | Scatter):
+            index = constant_value(node.operands[1], self.a.builder.data)
+            places = range(node.op.size) if isinstance(node.op, Scatter) else [-1]
+            zeros = index is None or isinstance(node.op, Gather) == bool(torch.isin(torch.tensor(places), index).all())
+            return zeros or self.has_atoms(node.operands[0])
+        return len(node.operands) == 1 and self.has_atoms(node.operands[0])
+
 
 def _meets(known: Tensor, kinks: tuple[float, ...]) -> bool:
     return any(bool(((known - kink).abs() <= 1e-12 * (1 + abs(kink))).any()) for kink in kinks)
-
-
-def has_atoms(node: Node) -> bool:
-    """True if a vector may take single values with positive probability: a flat piece of some function is in it."""
-    if node.kind != "vector":
-        return False
-    if isinstance(node.op, Map):
-        record = nonlin.lookup(node.op.fn)
-        params = dict(node.op.params)
-        flat_piece = node.op.order > 0 and bool(record.kinks(**params))
-        x = torch.linspace(-20, 20, 81, dtype=torch.float64)
-        y = nonlin.evaluate(node.op.fn, x, node.op.order, **params)
-        smooth = nonlin.smoothness(node.op.fn, node.op.order, **params) == math.inf
-        return flat_piece or (not smooth and bool((y[1:] == y[:-1]).any()))
-    if isinstance(node.op, Mul | Sum):
-        check = any if isinstance(node.op, Mul) else all
-        return check(has_atoms(x) for x in node.operands if x.kind == "vector")
-    return len(node.operands) == 1 and has_atoms(node.operands[0])
 
 
 def _silent_on_atoms(lead: Node, small: Value) -> bool:

@@ -128,7 +128,7 @@ def _node(context: Context, capture: Capture, node: GraphNode, values: Mapping[s
     if str(node.target) in capture.laws and node.kind != "call":
         return parameter(context, str(node.target), capture.laws[str(node.target)], axes)
     if node.kind != "call":
-        tensor = capture.data[str(node.target)]
+        tensor = capture.data[node.name if node.name in capture.data else str(node.target)]  # buffers go by node
         if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
             return context.algebra.number(float(tensor.flatten()[0]), axes=axes)  # zeros must count as exactly zero
         constant = context.algebra.builder.constant(tensor, str(node.target))

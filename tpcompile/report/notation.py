@@ -13,6 +13,7 @@ from tpcompile.ir import (
     Data,
     Expand,
     Finite,
+    Gather,
     Gaussian,
     Init,
     Map,
@@ -20,6 +21,7 @@ from tpcompile.ir import (
     Mul,
     Node,
     Permute,
+    Scatter,
     Slice,
     Sum,
     Unslice,
@@ -75,6 +77,10 @@ def formula(node: Node, names: Names) -> str:
             return f"{x[0]}[{':, ' * axis}{start}:{stop}{f':{step}' if step != 1 else ''}]"
         case Unslice(axis=axis, start=start, stop=stop):
             return f"{x[0]} at {start}:{stop} of axis {axis}, zeros elsewhere"
+        case Gather(axis=axis):
+            return f"{x[0]}[{':, ' * axis}{x[1]}], zeros at -1"
+        case Scatter(axis=axis, size=size):
+            return f"{x[0]} summed at {x[1]} of axis {axis} of length {size}"
         case Finite(target=target, args=args, kwargs=kwargs, index=index):
             shown = [_argument(a, x) for a in args] + [f"{k}={_argument(v, x)}" for k, v in kwargs]
             call = f"{target.removeprefix('aten.').removesuffix('.default')}({', '.join(shown)})"

@@ -1,0 +1,131 @@
+"""Entries picked by integer tensors, and their adjoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tpcompile.ir import Node
+from tpcompile.lowering.context import Context
+from tpcompile.lowering.gather import constant_index, entries, joint_index, known_index, moved, put, take
+from tpcompile.lowering.registry import rule
+from tpcompile.lowering.value import Axes, Value, has_width, is_width
+
+
+@rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
+def index(ctx: Context, x: Any, indices: Any) -> Any:
+    """``index(self, indices)``: x[i, :, j] by integer tensors of data"""
+    if not has_width(ctx.value(x).axes):
+        return ctx.finite(str(ctx.current.target), [x, indices], {}, None, ctx.current.shape)
+    order, count, start, sizes = _indexed(ctx, x, indices)
+    x = ctx.algebra.permute(x, order)
+    joint = joint_index(ctx, [i for i in indices if i is not None], sizes)
+    return take(ctx, x, start, start + count, joint)
+
+
+@rule("aten.index_put.default", "aten._unsafe_index_put.default")
+def index_put(ctx: Context, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """``index_put(self, indices, values, accumulate=False)``; without accumulation into zeros only"""
+    x, values = ctx.value(x), ctx.value(values)
+    if not has_width(x.axes) and not has_width(values.axes):
+        args = [x, indices, values, accumulate]
+        return ctx.finite(str(ctx.current.target), args, {}, None, ctx.current.shape)
+    if not accumulate:
+        raise ctx.unsupported("entries overwritten at places given by a tensor", "add to zeros with accumulate=True")
+    order, count, start, sizes = _indexed(ctx, x, indices)
+    joint = joint_index(ctx, [i for i in indices if i is not None], sizes)
+    axes = tuple(x.axes[i] for i in order)
+    expanded = (*axes[:start], *(((d,) if d != 1 else ()) for d in joint.dims), *axes[start + count :])
+    values = ctx.expand(values, expanded)
+    added = put(ctx, values, start, joint, axes[start : start + count])
+    back = [order.index(i) for i in range(len(order))]
+    return ctx.add(x, ctx.algebra.permute(added, back))
+
+
+def _indexed(ctx: Context, x: Any, indices: Any) -> tuple[list[int], int, int, list[int]]:
+    """Axes in the order of the result, how many are indexed and from where on, and their lengths."""
+    moved(ctx, x)
+    places = [i for i, v in enumerate(indices) if v is not None]
+    rest = [i for i in range(len(x.axes)) if i not in places]
+    adjacent = places == list(range(places[0], places[0] + len(places)))
+    start = places[0] if adjacent else 0
+    order = [*rest[:start], *places, *rest[start:]]
+    return order, len(places), start, [entries(ctx, (x.axes[i],)) for i in places]
+
+
+@rule("aten.index_select.default")
+def index_select(ctx: Context, x: Any, dim: int, index: Any) -> Any:
+    """``index_select(self, dim, index)``"""
+    x = moved(ctx, x)
+    dim %= len(x.axes)
+    return take(ctx, x, dim, dim + 1, joint_index(ctx, [index], [entries(ctx, (x.axes[dim],))]))
+
+
+@rule("aten.index_add.default")
+def index_add(ctx: Context, x: Any, dim: int, index: Any, source: Any, alpha: Any = 1) -> Any:
+    """``index_add(self, dim, index, source, *, alpha=1)``"""
+    x = moved(ctx, x)
+    dim %= len(x.axes)
+    joint = joint_index(ctx, [index], [entries(ctx, (x.axes[dim],))])
+    return ctx.add(x, ctx.times(put(ctx, moved(ctx, source), dim, joint, (x.axes[dim],)), alpha))
+
+
+@rule("aten.gather.default")
+def gather(ctx: Context, x: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
+    """``gather(self, dim, index)`` with an index that is repeated along the axes that grow"""
+    x = moved(ctx, x)
+    joint, order, back = _along(ctx, x.axes, dim, index)
+    finite = len(joint.dims)
+    picked = take(ctx, ctx.algebra.permute(x, order), 0, finite, joint)
+    return ctx.algebra.permute(picked, back)
+
+
+@rule("aten.scatter_add.default")
+def scatter_add(ctx: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
+    """``scatter_add(self, dim, index, src)`` with an index that is repeated along the axes that grow"""
+    x, source = moved(ctx, ctx.value(x)), moved(ctx, ctx.value(source))
+    joint, order, back = _along(ctx, x.axes, dim, index)
+    finite = len(joint.dims)
+    added = put(ctx, ctx.algebra.permute(source, order), 0, joint, tuple(x.axes[i] for i in order[:finite]))
+    return ctx.add(x, ctx.algebra.permute(added, back))
+
+
+def _along(ctx: Context, axes: Axes, dim: int, index: Value) -> tuple[Node, list[int], list[int]]:
+    """The index into all finite axes merged, the order that puts these first, and the way back."""
+    dim %= len(axes)
+    finite = [i for i, a in enumerate(axes) if not is_width(a)]
+    order = [*finite, *(i for i in range(len(axes)) if i not in finite)]
+    if dim not in finite or any(is_width(index.axes[i]) == (i in finite) for i in range(len(axes))):
+        raise ctx.unsupported("single coordinates of an axis that grows with the width")
+    known = known_index(ctx, index)
+    total = torch.zeros((), dtype=torch.int64)
+    for place, i in enumerate(finite):
+        here = [1] * len(finite)
+        here[place] = known.shape[place]
+        at = known if i == dim else torch.arange(known.shape[place]).reshape(here)
+        total = total * entries(ctx, (axes[i],)) + at
+    return constant_index(ctx, total.expand(known.shape)), order, [order.index(i) for i in range(len(order))]
+
+
+@rule("aten.embedding.default")
+def embedding(
+    ctx: Context, weight: Any, indices: Any, padding_idx: int = -1, scale_grad: bool = False, sparse: bool = False
+) -> Any:
+    """``embedding(weight, indices, padding_idx=-1, ...)``: rows of a table of finitely many"""
+    weight = moved(ctx, weight)
+    return take(ctx, weight, 0, 1, joint_index(ctx, [indices], [entries(ctx, (weight.axes[0],))]))
+
+
+@rule("aten.embedding_dense_backward.default")
+def embedding_backward(ctx: Context, g: Any, indices: Any, rows: Any, padding_idx: int, scale_grad: bool) -> Any:
+    """``embedding_dense_backward(grad_output, indices, num_weights, padding_idx, scale_grad_by_freq)``"""
+    if scale_grad:
+        raise ctx.unsupported("an embedding with scale_grad_by_freq=True")
+    axes = ctx.result_axes()
+    known = known_index(ctx, indices)
+    if padding_idx >= 0 and bool((known == padding_idx).any()):
+        node = constant_index(ctx, known.masked_fill(known == padding_idx, -1))
+    else:
+        node = joint_index(ctx, [indices], [entries(ctx, axes[:1])])
+    return put(ctx, moved(ctx, g), 0, node, axes[:1])
