@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from tpcompile.ir import Init, MatMul, Node, Program, Width, width_of
+from tpcompile.ir import Init, MatMul, Node, Program, Width, width_of, width_positions
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _tie(component: set) -> int:
 def _ratio(component: set) -> float:
     for member in component:
         if isinstance(member, tuple):
-            d = member[0].dims[member[1]]
+            d = member[0].dims[width_positions(member[0].dims)[member[1]]]
             assert isinstance(d, Width)
             return float(d.ratio)
         width = width_of(member.dims)

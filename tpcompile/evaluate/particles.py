@@ -94,7 +94,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.frames = {d: self._frame(d) for d in self.plan.domains.all()}
-        self.matrices = {m: self._matrix(m) for m in self.plan.domains.sides}
+        # one for each index of a matrix's finite axes
+        self.matrices = {(m, f): self._matrix(m) for m in self.plan.domains.sides for f in range(finite_size(m))}
         self.buffers: dict[Node, Tensor] = {}
 
     def _frame(self, domain: Domain) -> Frame:
@@ -106,8 +107,8 @@ class Run:
         assert isinstance(node.op, Init)
         assert isinstance(node.op.law, Normal)
         out, into = (self.frames[d] for d in self.plan.domains.sides[node])
-        forward = self.plan.domains.columns.get((node, False), 0)
-        backward = self.plan.domains.columns.get((node, True), 0)
+        forward = self.plan.domains.columns.get((node, False), 0) // finite_size(node)
+        backward = self.plan.domains.columns.get((node, True), 0) // finite_size(node)
         def rows(n: int) -> Rows:
             return Rows(min(max(n, 1), self.particles), self.particles, self.dtype)
 
@@ -121,7 +122,7 @@ class Run:
     def execute(self, nodes: Iterable[tuple[int, Node]], keep: Callable[[Node, int], bool], progress: Progress) -> None:
         """Evaluate nodes in order; a value is dropped after its last use unless ``keep`` says otherwise."""
         for i, node in nodes:
-            if node in self.matrices:
+            if node.kind == "matrix":
                 continue
             if node not in self.values:
                 self.values[node] = self.value(node)
@@ -142,8 +143,9 @@ class Run:
                 return self._unflatten(drawn, node)
             case MatMul(transpose=transpose):
                 matrix, x = node.operands
-                product = self.matrices[matrix].product(self._flatten(x), transpose)
-                return self._unflatten(product, node)
+                rows = self._flatten(x).chunk(finite_size(matrix))
+                products = [self.matrices[matrix, f].product(part, transpose) for f, part in enumerate(rows)]
+                return self._unflatten(products[0] if len(products) == 1 else torch.cat(products), node)
             case Gaussian():
                 raise EvaluationError("a Gaussian scalar outside an ensemble")
             case Contract():

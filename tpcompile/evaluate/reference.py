@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
-from tpcompile.ir import Contract, Data, Init, MatMul, Node, Program, Width
+from tpcompile.ir import Contract, Data, Dims, Init, MatMul, Node, Program, Width, width_positions
 
 
 def run(
@@ -40,9 +40,7 @@ def run(
                     weights[name].to(dtype).reshape(tuple(length(d) if isinstance(d, Width) else d for d in node.dims))
                 )
             case MatMul(transpose=transpose):
-                matrix = x[0].T if transpose else x[0]
-                axis = next(i for i, d in enumerate(node.dims) if isinstance(d, Width))
-                values[node] = torch.movedim(torch.movedim(x[1], axis, -1) @ matrix.T, -1, axis)
+                values[node] = _product(x[0], node.operands[0].dims, x[1], node.dims, transpose)
             case Contract():
                 summed = op.contracted_width(tuple(y.dims for y in node.operands))
                 scale = 1.0 if summed is None else 1.0 / float(summed.ratio * Fraction(width))
@@ -50,3 +48,14 @@ def run(
             case _:
                 values[node] = execute(op, x, node.dims, length, dtype)
     return values
+
+
+def _product(matrix: Tensor, matrix_dims: Dims, x: Tensor, dims: Dims, transpose: bool) -> Tensor:
+    """``W_f x[f]`` for every index f of the matrix's finite axes."""
+    rows, columns = width_positions(matrix_dims)
+    matrix = torch.movedim(matrix, (columns, rows) if transpose else (rows, columns), (-2, -1))
+    (axis,) = width_positions(dims)
+    moved = torch.movedim(x, axis, -1)
+    batch = matrix.shape[:-2]
+    product = moved.reshape(*batch, -1, matrix.shape[-1]) @ matrix.mT
+    return torch.movedim(product.reshape(*moved.shape[:-1], matrix.shape[-2]), -1, axis)

@@ -64,7 +64,9 @@ class Init(Op):
     """A parameter at initialisation without its power of n.
 
     A scalar or vector has entries of the law; a matrix has independent centred entries of standard
-    deviation ``law.std / sqrt(n)``, whatever its ratio (universality: only the variance matters).
+    deviation ``law.std / sqrt(n)``, whatever its ratio (universality: only the variance matters). A matrix may have
+    finite axes anywhere beside its two growing ones (the offsets of a convolution): it is an independent
+    matrix for each of their indices.
     """
 
     mnemonic: ClassVar[str] = "init"
@@ -79,7 +81,10 @@ class Init(Op):
 
 @dataclass(frozen=True)
 class MatMul(Op):
-    """``W x`` or ``W^T x`` for an initial matrix W: Z = Ẑ + Ż. The width axis of x is replaced in place."""
+    """``W x`` or ``W^T x`` for an initial matrix W: Z = Ẑ + Ż. The width axis of x is replaced in place.
+
+    A matrix with finite axes F applies ``W_f`` to ``x[f]``: the first axes of x are F, in the order of the matrix.
+    """
 
     mnemonic: ClassVar[str] = "matmul"
     linear: ClassVar[bool] = True
@@ -88,18 +93,12 @@ class MatMul(Op):
     def infer(self, operands: tuple[Dims, ...]) -> Dims:
         _expect(len(operands) == 2 and kind(operands[0]) == "matrix", self, "a matrix and a vector", operands)
         matrix, x = operands
-        out, into = (matrix[1], matrix[0]) if self.transpose else (matrix[0], matrix[1])
-        _expect(
-            len(matrix) == 2 and width_positions(x) == (_position(x, into),),
-            self,
-            f"a vector of width {into}",
-            operands,
-        )
+        rows, columns = (matrix[i] for i in width_positions(matrix))
+        out, into = (columns, rows) if self.transpose else (rows, columns)
+        finite = tuple(d for d in matrix if isinstance(d, int))
+        _expect(x[: len(finite)] == finite, self, f"the matrix's finite axes {finite} first", operands)
+        _expect([d for d in x if isinstance(d, Width)] == [into], self, f"a vector of width {into}", operands)
         return tuple(out if isinstance(d, Width) else d for d in x)
-
-
-def _position(dims: Dims, width: Any) -> int:
-    return dims.index(width) if width in dims else -1
 
 
 @dataclass(frozen=True)

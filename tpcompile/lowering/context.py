@@ -156,12 +156,7 @@ class Context:
     def reshape_to_result(self, x: AnyValue) -> AnyValue:
         """A view as the result's shape."""
         if isinstance(x, MatrixValue):
-            sizes = self.result_sizes()
-            if len(x.axes[-2]) > 1:
-                x = self.matrices.unbundle(x)
-            if x.axes[-2:] != tuple(axis_of(Size(*s)) for s in sizes[-2:]):
-                raise self.unsupported("a view of a matrix that mixes its two growing axes")
-            return self.matrices.rebatch(x, refactor(x.axes[:-2], sizes[:-2], self.place))
+            return self.matrices.view(x, refactor(x.axes, self.result_sizes(), self.place))
         return self.algebra.reshape(x, refactor(x.axes, self.result_sizes(), self.place))
 
     def expand(self, x: Value, axes: Axes) -> Value:
@@ -219,10 +214,10 @@ class Context:
         rank = len(x.axes)
         dims = list(range(rank)) if dim is None or len(dim) == 0 else [d % rank for d in dim]
         if isinstance(x, MatrixValue):
-            if any(d >= rank - 2 for d in dims):
+            if any(is_width(x.axes[d]) for d in dims):
                 raise self.unsupported("a sum over the growing axes of a matrix")
-            total = self.matrices.sum_batch(x, dims)
-            return self.matrices.rebatch(total, self.result_axes()[:-2]) if keepdim else total
+            total = self.matrices.sum_finite(x, dims)
+            return self.matrices.view(total, self.result_axes()) if keepdim else total
         labels = string.ascii_letters[:rank]
         out = "".join(label for i, label in enumerate(labels) if i not in dims)
         total = self.contractions.sum(x, labels, out)

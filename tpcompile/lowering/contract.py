@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import string
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Fluctuation, Node, Width
+from tpcompile.ir import Dim, Fluctuation, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.nodes import Weighted
@@ -23,6 +23,7 @@ from tpcompile.lowering.value import (
     Axes,
     Axis,
     Block,
+    InitTerm,
     MatrixValue,
     OuterTerm,
     Value,
@@ -133,105 +134,107 @@ class Contractions:
     # outer products ------------------------------------------------------------------------
 
     def _outer(self, x: Value, x_labels: str, y: Value, y_labels: str, out: str, axes: dict[str, Axis]) -> MatrixValue:
-        row, column = (label for label in out if is_width(axes[label]))
-        if out[-2:] != row + column:
-            raise self._unsupported("a matrix whose two growing axes are not its last")
-        if row in y_labels:
-            x, x_labels, y, y_labels = y, y_labels, x, x_labels
-        if row not in x_labels or column not in y_labels or row in y_labels or column in x_labels:
-            raise self._unsupported("a sum over one width axis that leaves two others")
-        batch = out[:-2]
-        summed = [label for label in axes if label not in out]
+        letters = _Letters()
+        x_word, y_word = letters.word(x_labels, x.axes), letters.word(y_labels, y.axes)
         out_axes = tuple(axes[label] for label in out)
+        target = letters.word(out, out_axes)
+        dims = dict(zip(target, flat(out_axes), strict=True))
+        dims |= dict(zip(x_word + y_word, flat(x.axes) + flat(y.axes), strict=True))
+        row, column = (letter for letter in target if isinstance(dims[letter], Width))
+        if row in y_word:
+            x, x_word, y, y_word = y, y_word, x, x_word
+        if row not in x_word or column not in y_word or row in y_word or column in x_word:
+            raise self._unsupported("a sum over one width axis that leaves two others")
+        summed = "".join(dict.fromkeys(letter for letter in x_word + y_word if letter not in target))
+        if any(isinstance(dims[letter], Width) for letter in summed):
+            raise self._unsupported("a sum over one width axis that leaves two others")
+        finite = "".join(letter for letter in target if letter not in (row, column))
+        rank = 1
+        for letter in summed:
+            d = dims[letter]
+            assert isinstance(d, int)
+            rank *= d
+        batch = tuple(dims[letter] for letter in finite)
         blocks: dict[Fraction, list[Block]] = defaultdict(list)
         for ex, u in x.terms:
             for ey, v in y.terms:
-                a, u1 = self._arrange(u, x, x_labels, batch, summed, row, axes)
-                b, v1 = self._arrange(v, y, y_labels, batch, summed, column, axes)
+                a, u1 = self._arranged(u, x_word, finite + summed + row, dims)
+                b, v1 = self._arranged(v, y_word, finite + summed + column, dims)
+                u1 = self.nodes.view(u1, (*batch, rank, dims[row]))
+                v1 = self.nodes.view(v1, (*batch, rank, dims[column]))
                 blocks[ex + ey].append(Block(a * b, u1, v1))
         remainder = largest(plus(x.remainder, y.lead), plus(x.lead, y.remainder))
         return self.matrices.make(out_axes, [], list(blocks.items()), remainder)
 
-    def _arrange(
-        self, node: Node, value: Value, labels: str, batch: str, summed: list[str], last: str, axes: dict[str, Axis]
-    ) -> Weighted:
-        """The node with dims ``(*batch, K, width)``, all summed axes merged to K, as number times node."""
+    def _arranged(self, node: Node, word: str, wanted: str, dims: Mapping[str, Dim]) -> Weighted:
+        """The node with axes in the wanted order, repeated along those that it lacks, as number times node."""
         number, node = self.nodes.split(node)
-        have = {label: axis for label, axis in zip(labels, value.axes, strict=True)}
-        wanted = [*batch, *summed, last]
-        offsets: dict[str, list[int]] = {}
-        position = 0
-        for label, axis in have.items():
-            offsets[label] = list(range(position, position + len(axis)))
-            position += len(axis)
-        node = self.nodes.permute(node, [i for label in wanted for i in offsets.get(label, [])])
-        inserted = [d for label in wanted for d in (have.get(label) or (1,) * len(axes[label]))]
-        full = flat(tuple(axes[label] for label in wanted))
-        node = self.nodes.expand(self.nodes.view(node, tuple(inserted)), full)
-        rank = 1
-        for label in summed:
-            for d in axes[label]:
-                assert isinstance(d, int)
-                rank *= d
-        dims = (*flat(tuple(axes[label] for label in batch)), rank, *axes[last])
-        return number, self.nodes.view(node, dims)
+        node = self.nodes.permute(node, [word.index(letter) for letter in wanted if letter in word])
+        node = self.nodes.view(node, tuple(dims[letter] if letter in word else 1 for letter in wanted))
+        return number, self.nodes.expand(node, tuple(dims[letter] for letter in wanted))
 
     # matrix times vector -------------------------------------------------------------------
 
     def _matrix_vector(self, m: MatrixValue, m_labels: str, x: Value, x_labels: str, out: str) -> Value:
-        row, column = m_labels[-2:]
-        batch = m_labels[:-2]
-        into, free = (column, row) if column in x_labels else (row, column)
-        shared = [label for label in batch if m.axes[m_labels.index(label)] != ()]
-        if into not in x_labels or into in out or free not in out or free in x_labels or shared:
+        letters = _Letters()
+        m_word, x_word = letters.word(m_labels, m.axes), letters.word(x_labels, x.axes)
+        axes = self._axes([(m, m_labels), (x, x_labels)])
+        out_axes = tuple(axes[label] for label in out)
+        target = letters.word(out, out_axes)
+        dims = dict(zip(m_word + x_word, flat(m.axes) + flat(x.axes), strict=True))
+        row, column = (letter for letter in m_word if isinstance(dims[letter], Width))
+        into, free = (column, row) if column in x_word else (row, column)
+        if into not in x_word or into in target or free not in target or free in x_word:
             raise self._unsupported("a product with a matrix of two growing axes that is not matrix times vector")
-        transpose = into == row
-        labels = "".join(free if label == into else label for label in x_labels)
-        free_axis = m.axes[m_labels.index(free)]
-        axes = tuple(free_axis if label == into else axis for label, axis in zip(x_labels, x.axes, strict=True))
-        keep = "".join(label for label in labels if label in out)
-        product = self.apply_matrix(m, transpose, x, x_labels.index(into), axes)
-        if keep != labels:
-            product = self.sum(product, labels, keep)
-        missing = [label for label in out if label not in keep]
-        if missing:  # batch axes of length 1
-            product = replace(product, axes=(*(() for _ in missing), *product.axes))
-            keep = "".join(missing) + keep
-        return self.a.permute(product, [keep.index(label) for label in out])
+        finite = "".join(letter for letter in m_word if letter not in (row, column))
+        words = _Words(finite, into, free, x_word, dims)
+        product = self._apply(m, into == row, x, words)
+        result = "".join(letter for letter in words.result if letter in target)
+        if result != words.result:
+            product = self.sum(product, words.result, result)
+        product = self.a.permute(product, [result.index(letter) for letter in target])
+        return replace(product, axes=out_axes)
 
-    def apply_matrix(self, m: MatrixValue, transpose: bool, x: Value, position: int, out_axes: Axes) -> Value:
-        """``M x`` or ``M^T x`` over the torch axis ``position`` of x; the axis is replaced in place."""
+    def _apply(self, m: MatrixValue, transpose: bool, x: Value, words: _Words) -> Value:
+        """``M x`` or ``M^T x`` for every index of the finite axes of M, one axis an atom."""
+        out_axes = tuple((words.dims[letter],) for letter in words.result)
         if m.is_zero or x.is_zero:
             return self.a.zeros(out_axes)
         items: list[Item] = []
         remainder = largest(plus(m.remainder, x.lead, Fraction(1)), plus(m.action, x.remainder))
         for exponent, node in x.terms:
             for term in m.inits:
-                number, product = self.nodes.matmul(term.matrix, node, term.transpose != transpose)
+                number, product = self._apply_init(term, transpose, node, words)
                 items.append((exponent + term.exponent, number * term.coefficient, product))
             for outer in m.outers:
-                parts, noise = self._apply_outer(outer, transpose, node, x.axes, position)
+                parts, noise = self._apply_outer(outer, transpose, node, words)
                 items += [(exponent + outer.exponent + e, c, y) for e, c, y in parts]
                 remainder = largest(remainder, plus(exponent, outer.exponent, noise))
         return self.a.collect(out_axes, items, remainder)
 
+    def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: _Words) -> Weighted:
+        """``W_f x[f]``: the finite axes of W come first, in its own order."""
+        own = "".join(words.finite[term.finite.index(i)] for i in range(len(words.finite)))
+        c1, moved = self._arranged(node, words.x, own + words.rest, words.dims)
+        c2, product = self.nodes.matmul(term.matrix, moved, term.transpose != transpose)
+        have = own + words.rest.replace(words.into, words.free)
+        return c1 * c2, self.nodes.permute(product, [have.index(letter) for letter in words.result])
+
     def _apply_outer(
-        self, outer: OuterTerm, transpose: bool, node: Node, axes: Axes, position: int
+        self, outer: OuterTerm, transpose: bool, node: Node, words: _Words
     ) -> tuple[list[Item], Fraction | None]:
         """``U diag(c) <V, x>`` of all blocks at once."""
         number, coefficients, u, v = self.matrices.chain(outer)
         if transpose:
             u, v = v, u
-        at = sum(len(axis) for axis in axes[:position])
-        letters = string.ascii_letters[: len(node.dims)]
-        width = node.dims[at]
-        assert isinstance(width, Width)
-        finite = letters.replace(letters[at], "")
-        out = letters.replace(letters[at], "Z")
-        parts, noise = self.moment(f"Y{letters[at]},{letters}->Y{finite}", [v, node], width.ratio)
+        finite, into, free = words.finite, words.into, words.free
+        y = words.fresh
+        rest = words.rest.replace(into, "")
+        parts, noise = self.moment(f"{finite}{y}{into},{words.x}->{finite}{y}{rest}", [v, node], _ratio(v))
         items: list[Item] = []
         for exponent, c, s in parts:
-            c2, product = self.nodes.contract(f"YZ,Y{finite}->{out}", [u, self._weigh(s, coefficients)])
+            weighed = self._weigh(s, coefficients, axis=len(finite))
+            c2, product = self.nodes.contract(f"{finite}{y}{free},{finite}{y}{rest}->{words.result}", [u, weighed])
             items.append((exponent, number * c * c2, product))
         return items, noise
 
@@ -249,20 +252,19 @@ class Contractions:
 
     def _matrix_matrix(self, x: MatrixValue, x_labels: str, y: MatrixValue, y_labels: str, out: str) -> Value:
         """Full inner product over both growing axes, batch axes kept: what a tangent kernel is made of."""
-        if x_labels[-2:] != y_labels[-2:] or set(out) & set(x_labels[-2:]) or x.inits or y.inits:
+        letters = _Letters()
+        x_word, y_word = letters.word(x_labels, x.axes), letters.word(y_labels, y.axes)
+        dims = dict(zip(x_word + y_word, flat(x.axes) + flat(y.axes), strict=True))
+        growing = [[letter for letter in word if isinstance(dims[letter], Width)] for word in (x_word, y_word)]
+        axes = self._axes([(x, x_labels), (y, y_labels)])
+        out_axes = tuple(axes[label] for label in out)
+        target = letters.word(out, out_axes)
+        if growing[0] != growing[1] or set(target) & set(growing[0]) or x.inits or y.inits:
             raise self._unsupported(
                 "a product of two matrices that both grow with the width",
                 "apply them to vectors one after the other, or use a single matrix",
             )
-        batch = {
-            label: axis
-            for v, labels in ((x, x_labels), (y, y_labels))
-            for label, axis in zip(labels[:-2], v.axes, strict=False)
-        }
-        letters = _Letters()
-        bx = letters.word(x_labels[:-2], x.axes[:-2])
-        by = letters.word(y_labels[:-2], y.axes[:-2])
-        target = letters.word(out, tuple(batch[label] for label in out))
+        bx, by = ("".join(letter for letter in word if letter not in growing[0]) for word in (x_word, y_word))
         k, j, w = (letters.fresh() for _ in range(3))
         seen = "".join(dict.fromkeys(bx + by))
         items: list[Item] = []
@@ -280,13 +282,39 @@ class Contractions:
                         weighed = self._weigh(self._weigh(r, ca, axis=-2), cb, axis=-1)
                         c3, node = self.nodes.contract(f"{seen}{k}{j},{seen}{k}{j}->{target}", [weighed, c])
                         items.append((exponent + e1 + e2, na * nb * c1 * c2 * c3, node))
-        return self.a.collect(tuple(batch[label] for label in out), items, remainder)
+        return self.a.collect(out_axes, items, remainder)
 
 
 def _ratio(node: Node) -> Fraction:
     width = node.dims[-1]
     assert isinstance(width, Width)
     return width.ratio
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The axes of a product ``M x``, a letter each: the finite ones of M, its two growing ones, those of x."""
+
+    finite: str
+    into: str  # contracted
+    free: str  # of the result
+    x: str
+    dims: Mapping[str, Dim]
+
+    @property
+    def rest(self) -> str:
+        """Axes of x that M has not, the contracted one among them."""
+        return "".join(letter for letter in self.x if letter not in self.finite)
+
+    @property
+    def result(self) -> str:
+        """Axes of the product: the finite ones of M, then those of x with the contracted one replaced in place."""
+        return self.finite + self.rest.replace(self.into, self.free)
+
+    @property
+    def fresh(self) -> str:
+        """A letter for the rank axis."""
+        return next(letter for letter in string.ascii_uppercase if letter not in self.dims)
 
 
 class _Letters:

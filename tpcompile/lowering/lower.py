@@ -26,7 +26,6 @@ from tpcompile.lowering.value import (
     Value,
     flat,
     has_width,
-    is_width,
 )
 
 
@@ -192,11 +191,6 @@ def parameter(context: Context, name: str, law: Law, axes: Axes) -> AnyValue:
 
 def _matrix(context: Context, name: str, law: Law, axes: Axes) -> MatrixValue:
     algebra = context.algebra
-    if len(axes) != 2 or not all(is_width(a) and len(a) == 1 for a in axes):
-        raise UnsupportedOperationError(
-            f"parameter '{name}' has two growing axes and finite ones beside them",
-            advice="convolutions of growing channels are not supported yet",
-        )
     if isinstance(law, Orthogonal):
         raise InitialisationError(
             f"parameter '{name}' is an orthogonal matrix of two growing axes: its entries are not independent",
@@ -206,14 +200,16 @@ def _matrix(context: Context, name: str, law: Law, axes: Axes) -> MatrixValue:
     exponent = Fraction(law.width_exponent)
     inits: list[InitTerm] = []
     outers = []
+    whole = MatrixValue(axes)
+    finite = tuple(range(len(whole.finite)))
     if algebra.width is not None:
         node = algebra.builder.node(Init(name, Normal(std), flat(axes)))
-        return context.matrices.make(axes, [InitTerm(Fraction(0), 1.0, node, False)], [], None)
+        return context.matrices.make(axes, [InitTerm(Fraction(0), 1.0, node, False, finite)], [], None)
     if std > 0:
         node = algebra.builder.node(Init(name, Normal(std), flat(axes)))
-        inits.append(InitTerm(exponent + HALF, 1.0, node, False))
+        inits.append(InitTerm(exponent + HALF, 1.0, node, False, finite))
     if mean != 0:
-        ones = [algebra.nodes.expand(algebra.nodes.one, (1, *axis)) for axis in axes]
+        ones = [algebra.nodes.expand(algebra.nodes.one, (*whole.finite, 1, width)) for width in whole.widths]
         outers.append((exponent, [Block(mean, ones[0], ones[1])]))
     return context.matrices.make(axes, inits, outers, None)
 

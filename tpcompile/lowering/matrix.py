@@ -13,7 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Node
+from tpcompile.ir import Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.value import (
     Axes,
@@ -44,10 +44,10 @@ class Matrices:
         remainder: Fraction | None,
     ) -> MatrixValue:
         """A matrix value in normal form: equal parts merged, cancelled ones dropped, the tail cut."""
-        sums: dict[tuple[Fraction, Node, bool], float] = defaultdict(float)
+        sums: dict[tuple[Fraction, Node, bool, tuple[int, ...]], float] = defaultdict(float)
         for t in inits:
-            sums[(t.exponent, t.matrix, t.transpose)] += t.coefficient
-        kept = [InitTerm(e, c, m, t) for (e, m, t), c in sums.items() if abs(c) > 1e-12]
+            sums[(t.exponent, t.matrix, t.transpose, t.finite)] += t.coefficient
+        kept = [InitTerm(e, c, m, t, f) for (e, m, t, f), c in sums.items() if abs(c) > 1e-12]
         groups: dict[Fraction, dict[tuple[Node, Node], float]] = defaultdict(dict)
         for exponent, blocks in outers:
             group = groups[exponent]
@@ -128,89 +128,65 @@ class Matrices:
         total = self.add(*((1.0, p) for p in parts)) if parts else MatrixValue(m.axes)
         return replace(total, remainder=largest(total.remainder, plus(s.remainder, m.action, Fraction(-1))))
 
-    def transpose(self, m: MatrixValue) -> MatrixValue:
-        """The last two axes swapped."""
-        axes = (*m.axes[:-2], m.axes[-1], m.axes[-2])
-        return replace(
-            m,
-            axes=axes,
-            inits=tuple(replace(t, transpose=not t.transpose) for t in m.inits),
-            outers=tuple(replace(t, blocks=tuple(Block(b.coefficient, b.v, b.u) for b in t.blocks)) for t in m.outers),
-        )
-
-    def rebatch(self, m: MatrixValue, batch: Axes) -> MatrixValue:
-        """Batch axes regrouped: same entries, other shape."""
-        if m.inits and flat(batch):
-            raise UnsupportedOperationError("a batch of initial matrices", where=self.a.place)
-
-        def move(node: Node) -> Node:
-            return self.nodes.view(node, (*flat(batch), *node.dims[-2:]))
-
-        outers = tuple(
-            replace(t, blocks=tuple(Block(b.coefficient, move(b.u), move(b.v)) for b in t.blocks)) for t in m.outers
-        )
-        return replace(m, axes=(*batch, *m.axes[-2:]), outers=outers)
-
-    def unbundle(self, m: MatrixValue) -> MatrixValue:
-        """A row axis of finite atoms and a width: the finite ones become batch axes (Jacobians of several outputs)."""
-        *extra, width = m.axes[-2]
-        finite = [d for d in extra if isinstance(d, int)]
-        if len(finite) != len(extra) or m.inits or len(m.axes[-1]) != 1:
-            raise UnsupportedOperationError("a view of a matrix that mixes its two growing axes", where=self.a.place)
-        batch = flat(m.axes[:-2])
-        b, f = len(batch), len(finite)
-
-        def rows(node: Node) -> Node:
-            return self.nodes.permute(node, [*range(b), *range(b + 1, b + 1 + f), b, b + 1 + f])
-
-        def columns(node: Node) -> Node:
-            rank, last = node.dims[-2:]
-            return self.nodes.expand(
-                self.nodes.view(node, (*batch, *([1] * f), rank, last)), (*batch, *finite, rank, last)
-            )
-
-        outers = tuple(
-            replace(t, blocks=tuple(Block(x.coefficient, rows(x.u), columns(x.v)) for x in t.blocks)) for t in m.outers
-        )
-        return replace(m, axes=(*m.axes[:-2], *((d,) for d in finite), (width,), m.axes[-1]), outers=outers)
-
-    def permute_batch(self, m: MatrixValue, order: Sequence[int]) -> MatrixValue:
-        """Batch axes reordered."""
-        start = [sum(len(a) for a in m.axes[:i]) for i in range(len(order))]
-        moved = [start[i] + k for i in order for k in range(len(m.axes[i]))]
+    def permute(self, m: MatrixValue, order: Sequence[int]) -> MatrixValue:
+        """Torch axes reordered; where the two growing ones change places the matrix is transposed."""
+        start = [sum(len(a) for a in m.axes[:i]) for i in range(len(m.axes))]
+        atoms = [start[i] + k for i in order for k in range(len(m.axes[i]))]
+        growing = [i for i, d in enumerate(flat(m.axes)) if isinstance(d, Width)]
+        flip = [i for i in atoms if i in growing] != growing
+        finite = [i for i in range(len(flat(m.axes))) if i not in growing]
+        moved = [finite.index(i) for i in atoms if i not in growing]
         tail = [len(moved), len(moved) + 1]
 
-        def move(node: Node) -> Node:
-            return self.nodes.permute(node, moved + tail)
+        def block(b: Block) -> Block:
+            u, v = (self.nodes.permute(x, moved + tail) for x in (b.u, b.v))
+            return Block(b.coefficient, v, u) if flip else Block(b.coefficient, u, v)
 
-        outers = tuple(
-            replace(t, blocks=tuple(Block(b.coefficient, move(b.u), move(b.v)) for b in t.blocks)) for t in m.outers
+        return replace(
+            m,
+            axes=tuple(m.axes[i] for i in order),
+            inits=tuple(
+                replace(t, transpose=t.transpose != flip, finite=tuple(t.finite[i] for i in moved)) for t in m.inits
+            ),
+            outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers),
         )
-        return replace(m, axes=(*(m.axes[i] for i in order), *m.axes[-2:]), outers=outers)
 
-    def sum_batch(self, m: MatrixValue, dims: Sequence[int]) -> MatrixValue:
-        """Sum over batch axes: they join the rank axis."""
-        keep = [i for i in range(len(m.axes) - 2) if i not in dims]
-        m = self.permute_batch(m, [*keep, *dims])
-        batch = m.axes[: len(keep)]
+    def view(self, m: MatrixValue, axes: Axes) -> MatrixValue:
+        """Finite atoms split, merged and regrouped among the axes: same entries, other shape."""
+        whole = replace(m, axes=axes)
+        if m.inits and m.finite != whole.finite:
+            raise UnsupportedOperationError(
+                "a view that regroups the finite axes of a growing weight", where=self.a.place
+            )
+
+        def block(b: Block) -> Block:
+            u, v = (self.nodes.view(x, (*whole.finite, *x.dims[-2:])) for x in (b.u, b.v))
+            return Block(b.coefficient, u, v)
+
+        return replace(whole, outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers))
+
+    def sum_finite(self, m: MatrixValue, dims: Sequence[int]) -> MatrixValue:
+        """Sum over finite torch axes: they join the rank axis."""
+        if m.inits and any(m.axes[i] for i in dims):
+            raise UnsupportedOperationError("a sum over finite axes of a growing weight", where=self.a.place)
+        keep = [i for i in range(len(m.axes)) if i not in dims]
+        m = self.permute(m, [*keep, *dims])
+        whole = replace(m, axes=m.axes[: len(keep)])
+        count = len(whole.finite)
 
         def move(node: Node) -> Node:
             rank = 1
-            for d in node.dims[len(flat(batch)) : -1]:
+            for d in node.dims[count:-1]:
                 assert isinstance(d, int)
                 rank *= d
-            return self.nodes.view(node, (*flat(batch), rank, node.dims[-1]))
+            return self.nodes.view(node, (*whole.finite, rank, node.dims[-1]))
 
         outers = [(t.exponent, [Block(b.coefficient, move(b.u), move(b.v)) for b in t.blocks]) for t in m.outers]
-        return self.make((*batch, *m.axes[-2:]), m.inits, outers, m.remainder)
+        return self.make(whole.axes, m.inits, outers, m.remainder)
 
     def chain(self, outer: OuterTerm) -> tuple[float, Node | None, Node, Node]:
         """``(number, coefficients along the rank axis or None if all equal, U, V)`` of all blocks joined."""
         axis = len(outer.blocks[0].v.dims) - 2
-        if len(outer.blocks[0].u.dims) - 2 != axis:
-            raise UnsupportedOperationError(
-                "a product with a matrix whose row axis bundles finite axes", where=self.a.place
-            )
         u = self.nodes.concat([b.u for b in outer.blocks], axis)
         v = self.nodes.concat([b.v for b in outer.blocks], axis)
         first = outer.blocks[0].coefficient

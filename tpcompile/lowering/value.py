@@ -42,17 +42,21 @@ class Value:
 
 @dataclass(frozen=True)
 class InitTerm:
-    """``coefficient * n**exponent * W`` (or its transpose) of an initial matrix W of entries Θ(n^(-1/2))."""
+    """``coefficient * n**exponent * W`` (or its transpose) of an initial matrix W of entries Θ(n^(-1/2)).
+
+    ``finite`` says which of the finite axes of W stands at each finite atom of the value.
+    """
 
     exponent: Fraction
     coefficient: float
     matrix: Node
     transpose: bool
+    finite: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Block:
-    """``coefficient * sum_k u_k v_k^T``; u of dims ``(*batch, K, rows)``, v ``(*batch, K, columns)``."""
+    """``coefficient * sum_k u_k v_k^T``; u of dims ``(*finite, K, rows)``, v ``(*finite, K, columns)``."""
 
     coefficient: float
     u: Node
@@ -69,7 +73,10 @@ class OuterTerm:
 
 @dataclass(frozen=True)
 class MatrixValue:
-    """A value with two width axes (the last two), never formed: initial matrices plus outer products.
+    """A value with two width axes, never formed: initial matrices plus outer products.
+
+    The first axis that grows holds the rows, the second the columns; ``finite`` atoms, wherever they stand, count
+    an independent matrix each.
 
     ``remainder`` is the size of the entries of what was dropped, in the worst case an outer product.
     """
@@ -78,6 +85,17 @@ class MatrixValue:
     inits: tuple[InitTerm, ...] = ()
     outers: tuple[OuterTerm, ...] = ()
     remainder: Fraction | None = None
+
+    @property
+    def finite(self) -> tuple[int, ...]:
+        """The finite atoms of all axes, in order."""
+        return tuple(d for d in flat(self.axes) if isinstance(d, int))
+
+    @property
+    def widths(self) -> tuple[Width, Width]:
+        """Rows and columns."""
+        rows, columns = (d for d in flat(self.axes) if isinstance(d, Width))
+        return rows, columns
 
     @property
     def is_zero(self) -> bool:

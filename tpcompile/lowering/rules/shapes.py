@@ -54,11 +54,7 @@ def permute(ctx: Context, x: Any, dims: Any) -> Any:
     order = [d % rank for d in dims]
     if isinstance(x, Value):
         return ctx.algebra.permute(x, order)
-    if {*order[-2:]} != {rank - 2, rank - 1}:
-        raise ctx.unsupported("a matrix whose two growing axes are not its last")
-    if order[-2] == rank - 1:
-        x = ctx.matrices.transpose(x)
-    return ctx.matrices.permute_batch(x, order[:-2])
+    return ctx.matrices.permute(x, order)
 
 
 @rule(
