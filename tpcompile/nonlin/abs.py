@@ -3,6 +3,7 @@
 import sympy as sp
 import torch
 
+from tpcompile.nonlin.atoms import SIGN, Atom
 from tpcompile.nonlin.record import Nonlinearity, always
 
 ABS = Nonlinearity(
@@ -15,5 +16,6 @@ ABS = Nonlinearity(
     kinks=always((0.0,)),
     parity=always("even"),
     homogeneity=always(1),
+    atoms=always((Atom(1.0, power=1, gates=(SIGN,)),)),
     growth=always(("polynomial", 1, 1.0, 1.0)),
 )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import Expression, add, exponential, pieces, polynomial
 from tpcompile.nonlin.functions import number
 from tpcompile.nonlin.record import Apply, Backward, Nonlinearity, always
 
@@ -30,6 +31,11 @@ def _elu_derivative(x: Tensor, order: int, alpha: float, scale: float, input_sca
 
 def _elu_derivatives(**parameters: float) -> tuple[Callable[[Tensor], Tensor], ...]:
     return tuple(partial(_elu_derivative, order=order, **parameters) for order in (1, 2))
+
+
+def _elu_atoms(alpha: float, scale: float, input_scale: float) -> Expression:
+    below = add(exponential(input_scale, scale * alpha), polynomial(-scale * alpha))
+    return pieces((0.0,), (below, polynomial(0.0, scale)))
 
 
 def _elu_smoothness(alpha: float, scale: float, input_scale: float) -> int:
@@ -54,6 +60,7 @@ ELU = Nonlinearity(
     derivatives=_elu_derivatives,
     smoothness=_elu_smoothness,
     kinks=always((0.0,)),
+    atoms=_elu_atoms,
     growth=lambda alpha, scale, input_scale: ("polynomial", 1, 0.0, float(scale)),
     backward=(
         Backward("aten.elu_backward.default", "input", _of_input, flag=("is_result", False)),
@@ -76,6 +83,7 @@ CELU = Nonlinearity(
     derivatives=lambda alpha: _elu_derivatives(alpha=alpha, scale=1.0, input_scale=1 / alpha),
     smoothness=always(2),
     kinks=always((0.0,)),
+    atoms=lambda alpha: _elu_atoms(alpha, 1.0, 1 / alpha),
     growth=always(("polynomial", 1, 0.0, 1.0)),
     examples=({"alpha": 2.0},),
     note="elu with input_scale = 1/alpha, whose backward operation it shares",

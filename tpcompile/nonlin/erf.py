@@ -6,6 +6,7 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import ONE, add, error_function, scale
 from tpcompile.nonlin.record import Nonlinearity, always
 
 
@@ -24,6 +25,7 @@ ERF = Nonlinearity(
     sympy=lambda x: sp.erf(x),
     derivatives=always((_first, _second)),
     parity=always("odd"),
+    atoms=always(error_function()),
     growth=always(("bounded", -1.0, 1.0)),
 )
 
@@ -33,5 +35,6 @@ ERFC = Nonlinearity(
     fn=torch.erfc,
     sympy=lambda x: sp.erfc(x),
     derivatives=always((lambda x: -_first(x), lambda x: -_second(x))),
+    atoms=always(add(ONE, scale(error_function(), -1))),
     growth=always(("bounded", 2.0, 0.0)),
 )

@@ -5,6 +5,7 @@ import math
 import sympy as sp
 import torch
 
+from tpcompile.nonlin.atoms import ONE, add, exponential, scale
 from tpcompile.nonlin.functions import number
 from tpcompile.nonlin.record import Nonlinearity, always
 
@@ -14,6 +15,7 @@ EXP = Nonlinearity(
     fn=torch.exp,
     sympy=lambda x: sp.exp(x),
     derivatives=always((torch.exp, torch.exp)),
+    atoms=always(exponential(1.0)),
     growth=always(("exponential",)),
 )
 
@@ -23,6 +25,7 @@ EXPM1 = Nonlinearity(
     fn=torch.expm1,
     sympy=lambda x: sp.exp(x) - 1,
     derivatives=always((torch.exp, torch.exp)),
+    atoms=always(add(exponential(1.0), scale(ONE, -1))),
     growth=always(("exponential",)),
 )
 
@@ -32,6 +35,7 @@ EXP2 = Nonlinearity(
     fn=torch.exp2,
     sympy=lambda x: sp.exp(sp.log(2) * x),
     derivatives=always((lambda x: math.log(2) * torch.exp2(x), lambda x: math.log(2) ** 2 * torch.exp2(x))),
+    atoms=always(exponential(math.log(2))),
     growth=always(("exponential",)),
 )
 
@@ -41,6 +45,7 @@ EXP_BASE = Nonlinearity(
     parameters=(("base", 2.0),),
     fn=lambda x, base: torch.pow(base, x),
     sympy=lambda x, base: sp.exp(sp.log(number(base)) * x),
+    atoms=lambda base: exponential(math.log(base)),
     growth=lambda base: ("exponential",) if base != 1 else ("bounded", 1.0, 1.0),
     examples=({"base": 0.5},),
     note="base ** x, of a positive base",

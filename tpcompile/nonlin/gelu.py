@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import X, multiply, normal_distribution
 from tpcompile.nonlin.functions import sigmoid
 from tpcompile.nonlin.record import Backward, Nonlinearity, always
 
@@ -62,6 +63,7 @@ GELU = Nonlinearity(
     fn=F.gelu,
     sympy=_sympy,
     derivatives=_derivatives,
+    atoms=lambda approximate: multiply(X, normal_distribution()) if approximate == "none" else None,
     growth=always(("polynomial", 1, 0.0, 1.0)),
     backward=(
         Backward(

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import ONE, X, pieces, polynomial
 from tpcompile.nonlin.record import Backward, Nonlinearity, always
 
 
@@ -25,6 +26,7 @@ HARDSWISH = Nonlinearity(
     derivatives=always((_hardswish_first,)),
     smoothness=always(1),
     kinks=always((-3.0, 3.0)),
+    atoms=always(pieces((-3.0, 3.0), (polynomial(0.0), polynomial(0.0, 1 / 2, 1 / 6), X))),
     growth=always(("polynomial", 1, 0.0, 1.0)),
     backward=(Backward("aten.hardswish_backward.default", "input", lambda x, apply: apply("hardswish", x, order=1)),),
 )
@@ -37,6 +39,7 @@ HARDSIGMOID = Nonlinearity(
     derivatives=always((lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 6,)),
     smoothness=always(1),
     kinks=always((-3.0, 3.0)),
+    atoms=always(pieces((-3.0, 3.0), (polynomial(0.0), polynomial(1 / 2, 1 / 6), ONE))),
     growth=always(("bounded", 0.0, 1.0)),
     backward=(
         Backward("aten.hardsigmoid_backward.default", "input", lambda x, apply: apply("hardsigmoid", x, order=1)),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import Expression, X, pieces, polynomial
 from tpcompile.nonlin.functions import number
 from tpcompile.nonlin.record import Apply, Backward, Growth, Nonlinearity, Parity, always
 
@@ -26,6 +27,9 @@ HARDTANH = Nonlinearity(
     smoothness=always(1),
     kinks=lambda min_val, max_val: (float(min_val), float(max_val)),
     parity=lambda min_val, max_val: "odd" if min_val == -max_val else None,
+    atoms=lambda min_val, max_val: pieces(
+        (float(min_val), float(max_val)), (polynomial(min_val), X, polynomial(max_val))
+    ),
     growth=lambda min_val, max_val: ("bounded", float(min_val), float(max_val)),
     backward=(Backward("aten.hardtanh_backward.default", "input", _factor),),
     examples=({"min_val": 0.0, "max_val": 6.0},),
@@ -65,6 +69,14 @@ def _clamp_homogeneity(min: float | None, max: float | None) -> float | None:
     return 1 if all(bound == 0 for bound in _clamp_kinks(min, max)) else None
 
 
+def _clamp_atoms(min: float | None, max: float | None) -> Expression:
+    breaks = _clamp_kinks(min, max)
+    if not breaks:
+        return X
+    below, above = (X if bound is None else polynomial(bound) for bound in (min, max))
+    return pieces(breaks, (below, *((X,) if len(breaks) == 2 else ()), above))
+
+
 def _clamp_growth(min: float | None, max: float | None) -> Growth:
     if min is not None and max is not None:
         return ("bounded", float(min), float(max))
@@ -82,6 +94,7 @@ CLAMP = Nonlinearity(
     kinks=_clamp_kinks,
     parity=_clamp_parity,
     homogeneity=_clamp_homogeneity,
+    atoms=_clamp_atoms,
     growth=_clamp_growth,
     examples=({"min": -1, "max": 1}, {"min": 0.0}, {"max": 0.5}, {"min": -0.5, "max": 2.0}),
     note="its derivative counts the bounds as inside, hardtanh's does not; its backward traces to "

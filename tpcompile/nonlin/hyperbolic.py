@@ -3,6 +3,7 @@
 import sympy as sp
 import torch
 
+from tpcompile.nonlin.atoms import add, exponential
 from tpcompile.nonlin.record import Nonlinearity, always
 
 SINH = Nonlinearity(
@@ -12,6 +13,7 @@ SINH = Nonlinearity(
     sympy=lambda x: sp.sinh(x),
     derivatives=always((torch.cosh, torch.sinh)),
     parity=always("odd"),
+    atoms=always(add(exponential(1.0, 0.5), exponential(-1.0, -0.5))),
     growth=always(("exponential",)),
 )
 
@@ -22,6 +24,7 @@ COSH = Nonlinearity(
     sympy=lambda x: sp.cosh(x),
     derivatives=always((torch.sinh, torch.cosh)),
     parity=always("even"),
+    atoms=always(add(exponential(1.0, 0.5), exponential(-1.0, 0.5))),
     growth=always(("exponential",)),
 )
 

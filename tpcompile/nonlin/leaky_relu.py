@@ -7,6 +7,7 @@ import sympy as sp
 import torch
 import torch.nn.functional as F
 
+from tpcompile.nonlin.atoms import SIGN, Atom, collect
 from tpcompile.nonlin.functions import number
 from tpcompile.nonlin.record import Apply, Backward, Nonlinearity, Parity, always
 
@@ -36,6 +37,9 @@ LEAKY_RELU = Nonlinearity(
     kinks=lambda negative_slope: () if negative_slope == 1 else (0.0,),
     parity=_parity,
     homogeneity=always(1),
+    atoms=lambda negative_slope: collect(
+        (Atom((1 + negative_slope) / 2, power=1), Atom((1 - negative_slope) / 2, power=1, gates=(SIGN,)))
+    ),
     growth=lambda negative_slope: ("polynomial", 1, -float(negative_slope), 1.0),
     backward=(
         Backward("aten.leaky_relu_backward.default", "input", _factor, flag=("self_is_result", False)),

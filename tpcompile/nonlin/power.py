@@ -7,6 +7,7 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import Atom, Expression
 from tpcompile.nonlin.functions import number
 from tpcompile.nonlin.record import Domain, Growth, Nonlinearity, Parity, always
 
@@ -36,6 +37,10 @@ def _growth(exponent: float) -> Growth:
     return ("bounded", None if left is None else value, value)
 
 
+def _atoms(exponent: float) -> Expression | None:
+    return (Atom(1.0, power=int(exponent)),) if exponent >= 0 and float(exponent).is_integer() else None
+
+
 def _domain(exponent: float) -> Domain:
     if not float(exponent).is_integer():
         return "positive"
@@ -52,6 +57,7 @@ def _special(name: str, exponent: float, fn: Callable[[Tensor], Tensor], *target
         derivatives=always(_derivatives(exponent)),
         parity=always(_parity(exponent)),
         homogeneity=always(exponent),
+        atoms=always(_atoms(exponent)),
         growth=always(_growth(exponent)),
         domain=always(_domain(exponent)),
     )
@@ -66,6 +72,7 @@ POW = Nonlinearity(
     derivatives=_derivatives,
     parity=_parity,
     homogeneity=lambda exponent: exponent,
+    atoms=_atoms,
     growth=_growth,
     domain=_domain,
     examples=tuple({"exponent": p} for p in (0, 1, 3, 4.0, -1, -2.0, 0.5, 1.5, -0.5)),

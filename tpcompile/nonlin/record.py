@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import sympy as sp
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import Expression
+
 Parity: TypeAlias = Literal["even", "odd"] | None
 Domain: TypeAlias = Literal["real", "positive", "nonzero", "above -1"]
 
@@ -96,6 +98,8 @@ class Nonlinearity:
     homogeneity: Callable[..., float | None] = _NONE
     """The d of ``f(c x) = c**d f(x)`` for all c > 0, if there is one."""
     domain: Callable[..., Domain] = _REAL
+    atoms: Callable[..., Expression | None] = _NONE
+    """The function as a sum of atoms whose Gaussian expectations are closed; None if it is none (see nonlin.atoms)."""
     backward: tuple[Backward, ...] = ()
     examples: tuple[dict[str, Any], ...] = ()
     """Parameters that the generated tests try besides the defaults."""

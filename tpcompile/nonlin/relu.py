@@ -3,6 +3,7 @@
 import sympy as sp
 import torch
 
+from tpcompile.nonlin.atoms import UP, Atom
 from tpcompile.nonlin.record import Backward, Nonlinearity, always
 
 RELU = Nonlinearity(
@@ -14,6 +15,7 @@ RELU = Nonlinearity(
     smoothness=always(1),
     kinks=always((0.0,)),
     homogeneity=always(1),
+    atoms=always((Atom(1.0, power=1, gates=(UP,)),)),
     growth=always(("polynomial", 1, 0.0, 1.0)),
     backward=(
         Backward(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import X, pieces, polynomial
 from tpcompile.nonlin.functions import number
 from tpcompile.nonlin.record import Apply, Backward, Nonlinearity, always
 
@@ -33,6 +34,9 @@ SOFTSHRINK = Nonlinearity(
     smoothness=always(1),
     kinks=lambda lambd: (-float(lambd), float(lambd)),
     parity=always("odd"),
+    atoms=lambda lambd: pieces(
+        (-float(lambd), float(lambd)), (polynomial(lambd, 1.0), polynomial(0.0), polynomial(-lambd, 1.0))
+    ),
     growth=always(("polynomial", 1, -1.0, 1.0)),
     backward=(Backward("aten.softshrink_backward.default", "input", _factor),),
     examples=({"lambd": 1.2},),
@@ -48,6 +52,7 @@ HARDSHRINK = Nonlinearity(
     smoothness=always(0),
     kinks=lambda lambd: (-float(lambd), float(lambd)),
     parity=always("odd"),
+    atoms=lambda lambd: pieces((-float(lambd), float(lambd)), (X, polynomial(0.0), X)),
     growth=always(("polynomial", 1, -1.0, 1.0)),
     backward=(Backward("aten.hardshrink_backward.default", "input", _factor),),
     examples=({"lambd": 1.2},),

@@ -3,6 +3,7 @@
 import sympy as sp
 import torch
 
+from tpcompile.nonlin.atoms import SIGN, UP, Atom
 from tpcompile.nonlin.record import Nonlinearity, always
 
 HEAVISIDE = Nonlinearity(
@@ -12,6 +13,7 @@ HEAVISIDE = Nonlinearity(
     smoothness=always(0),
     kinks=always((0.0,)),
     homogeneity=always(0),
+    atoms=always((Atom(1.0, gates=(UP,)),)),
     growth=always(("bounded", 0.0, 1.0)),
     note="1 for x > 0, else 0 (also at 0): the derivative of relu as torch computes it; "
     "comparisons with a number lower to it",
@@ -26,5 +28,6 @@ SIGN = Nonlinearity(
     kinks=always((0.0,)),
     parity=always("odd"),
     homogeneity=always(0),
+    atoms=always((Atom(1.0, gates=(SIGN,)),)),
     growth=always(("bounded", -1.0, 1.0)),
 )

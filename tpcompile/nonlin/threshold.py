@@ -3,6 +3,7 @@
 import sympy as sp
 import torch.nn.functional as F
 
+from tpcompile.nonlin.atoms import X, pieces, polynomial
 from tpcompile.nonlin.functions import number
 from tpcompile.nonlin.record import Backward, Nonlinearity
 
@@ -16,6 +17,7 @@ THRESHOLD = Nonlinearity(
     smoothness=lambda threshold, value: 1 if threshold == value else 0,
     kinks=lambda threshold, value: (float(threshold),),
     homogeneity=lambda threshold, value: 1 if threshold == value == 0 else None,
+    atoms=lambda threshold, value: pieces((float(threshold),), (polynomial(value), X)),
     growth=lambda threshold, value: ("polynomial", 1, 0.0, 1.0),
     backward=(
         Backward(

@@ -6,6 +6,7 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from tpcompile.nonlin.atoms import add, exponential
 from tpcompile.nonlin.record import Nonlinearity, always
 
 
@@ -20,6 +21,7 @@ SIN = Nonlinearity(
     sympy=lambda x: sp.sin(x),
     derivatives=always((torch.cos, lambda x: -torch.sin(x))),
     parity=always("odd"),
+    atoms=always(add(exponential(1j, -0.5j), exponential(-1j, 0.5j))),
     growth=always(("oscillating", -1.0, 1.0)),
 )
 
@@ -30,6 +32,7 @@ COS = Nonlinearity(
     sympy=lambda x: sp.cos(x),
     derivatives=always((lambda x: -torch.sin(x), lambda x: -torch.cos(x))),
     parity=always("even"),
+    atoms=always(add(exponential(1j, 0.5), exponential(-1j, 0.5))),
     growth=always(("oscillating", -1.0, 1.0)),
 )
 

@@ -1,0 +1,61 @@
+"""Two jointly Gaussian numbers, broadcast over all pairs, with what several expectations share computed once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Pair:
+    """Covariances of ``(u, v)``: ``cov`` for all pairs, ``var_u`` and ``var_v`` broadcastable to it.
+
+    Where a variance is zero the correlation is taken as zero (0/0; the convention of neural-tangents): functions
+    continuous at zero do not see it, and ``E step(u) step(v)`` is 1/4 there, as for independent u and v. A correlation
+    beyond one by rounding is cut off. Not to be changed after construction.
+    """
+
+    def __init__(
+        self, cov: Tensor, var_u: Tensor, var_v: Tensor, mean_u: Tensor | None = None, mean_v: Tensor | None = None
+    ) -> None:
+        self.cov, self.var_u, self.var_v = cov, var_u, var_v
+        self.mean_u, self.mean_v = mean_u, mean_v
+        self.memo: dict[Any, Any] = {}
+        """Expectations of the closed engine that several duals share."""
+
+    @property
+    def centred(self) -> bool:
+        return self.mean_u is None and self.mean_v is None
+
+    @cached_property
+    def std_u(self) -> Tensor:
+        return self.var_u.clamp(min=0).sqrt()
+
+    @cached_property
+    def std_v(self) -> Tensor:
+        return self.var_v.clamp(min=0).sqrt()
+
+    @cached_property
+    def rho(self) -> Tensor:
+        """Correlation, in [-1, 1]."""
+        return (self.cov * inverse(self.std_u)).mul_(inverse(self.std_v)).clamp_(-1, 1)
+
+    @cached_property
+    def asin(self) -> Tensor:
+        return torch.asin(self.rho)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """``sqrt(1 - rho^2)``, accurate also near one: ``1 - rho`` is exact there."""
+        return torch.addcmul(a := 1 - self.rho, a, self.rho).clamp_(min=0).sqrt_()
+
+    def columns(self) -> Pair:
+        """The same pair the other way round."""
+        return Pair(self.cov, self.var_v, self.var_u, self.mean_v, self.mean_u)
+
+
+def inverse(x: Tensor) -> Tensor:
+    """``1/x``, and 0 at 0."""
+    return torch.where(x > 0, x.reciprocal(), torch.zeros_like(x))
