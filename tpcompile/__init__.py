@@ -4,6 +4,7 @@ from tpcompile import errors, ir
 from tpcompile.capture.tap import tap
 from tpcompile.compiled import Compiled, compile
 from tpcompile.errors import TpcompileError
+from tpcompile.kernels import Kernel, Kernels, kernel
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
 from tpcompile.results import LimitResult, Result, SimulationResult, load_result
 
@@ -12,6 +13,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Compiled",
     "Constant",
+    "Kernel",
+    "Kernels",
     "Law",
     "LimitResult",
     "Normal",
@@ -24,6 +27,7 @@ __all__ = [
     "compile",
     "errors",
     "ir",
+    "kernel",
     "load_result",
     "tap",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -18,7 +19,7 @@ from tpcompile.capture.probe import Probe, build, check_shapes, preserved_state
 from tpcompile.capture.tap import tap
 from tpcompile.capture.unroll import ProbeTrace, trace_run
 from tpcompile.errors import FactoryError, InitialisationError, UsageError
-from tpcompile.laws import Constant, Law
+from tpcompile.laws import Constant, Law, Normal
 
 __all__ = ["Capture", "GraphNode", "Origin", "Ref", "Scaled", "Size", "capture", "tap"]
 
@@ -35,15 +36,20 @@ def capture(
     init: Mapping[str, Law] | None = None,
     widths: Sequence[int] | None = None,
     tangent: bool = False,
+    variation: bool = False,
+    growing: bool = False,
 ) -> Capture:
     """Trace ``steps`` training steps of the factory's model at a few widths and compare them.
 
     ``inputs`` and ``targets`` are tensors (full batch) or lists of one minibatch a step. The result's
     graph has every size and number as a power of the width, and every parameter its law.
-    ``tangent=True`` adds the per-sample Jacobians. Raises a :class:`~tpcompile.errors.TpcompileError`
-    that names the place for everything that cannot be captured.
+    ``tangent=True`` adds the per-sample Jacobians, ``variation=True`` the derivative along random directions of the
+    parameters, ``growing=True`` allows an output that grows with the width. Raises a
+    :class:`~tpcompile.errors.TpcompileError` that names the place for everything that cannot be captured.
     """
-    arguments = check_arguments(make, inputs, targets, loss, optimizer, steps, test_inputs, init, widths, tangent)
+    arguments = check_arguments(
+        make, inputs, targets, loss, optimizer, steps, test_inputs, init, widths, tangent, variation
+    )
     with preserved_state():
         probes = [build(arguments, width) for width in arguments.widths]
         check_shapes(probes)
@@ -51,9 +57,10 @@ def capture(
         aligned = align(traces)
         recordings = {p.width: p.recording for p in probes}
         folded = fold_constants(aligned, recordings)
-        kept, activations = _select_activations(folded.aligned, traces[0])
+        kept, activations = _select_activations(folded.aligned, traces[0], growing)
         final = prune(simplify(kept))
-        final, data, laws = _leaf_values(final, probes, arguments.init)
+        rates = _learning_rates(probes)
+        final, data, laws = _leaf_values(final, probes, arguments.init, rates)
         used = set(final.nodes)
         data |= {name: value for name, value in folded.data.items() if name in used}
         laws |= {name: law for name, law in folded.laws.items() if name in used}
@@ -62,7 +69,7 @@ def capture(
             outputs=final.outputs,
             data=arguments.data() | data,
             laws=laws,
-            learning_rates=_learning_rates(probes),
+            learning_rates=rates,
             activations=activations,
             steps=arguments.steps,
             graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
@@ -71,9 +78,10 @@ def capture(
         )
 
 
-def _select_activations(aligned: Aligned, trace: ProbeTrace) -> tuple[Aligned, tuple[str, ...]]:
+def _select_activations(aligned: Aligned, trace: ProbeTrace, growing: bool) -> tuple[Aligned, tuple[str, ...]]:
     """Keep the activations that the user tapped, and module outputs with a batch and a width axis."""
-    _check_outputs_finite(aligned)
+    if not growing:
+        _check_outputs_finite(aligned)
 
     def wanted(key: str) -> bool:
         kind, rest = key.split("/", 1)
@@ -120,12 +128,13 @@ def _show_shape(shape: tuple[Size, ...]) -> str:
 
 
 def _leaf_values(
-    aligned: Aligned, probes: Sequence[Probe], overrides: dict[str, Law]
+    aligned: Aligned, probes: Sequence[Probe], overrides: dict[str, Law], rates: dict[str, Scaled]
 ) -> tuple[Aligned, dict[str, torch.Tensor], dict[str, Law]]:
-    """Laws of parameters and buffers; a fixed buffer that is the same at every width becomes a constant."""
+    """Laws of parameters, directions and buffers; a fixed buffer that is the same at every width becomes a constant."""
     recordings = {p.width: p.recording for p in probes}
     widths = tuple(recordings)
     leaves = {node.target: name for name, node in aligned.nodes.items() if node.kind in ("parameter", "buffer")}
+    directions = {node.target: name for name, node in aligned.nodes.items() if node.kind == "direction"}
     unknown = sorted(set(overrides) - set(leaves))
     if unknown:
         raise UsageError(
@@ -157,6 +166,9 @@ def _leaf_values(
     }
     for target, law in parameter_laws(recordings, tensors, overrides).items():
         laws[leaves[target]] = law
+    for target, name in directions.items():  # of variance the learning rate: their covariance is the tangent kernel
+        rate = rates[target]
+        laws[name] = Normal(math.sqrt(rate.coefficient), width_exponent=rate.exponent / 2)
     return Aligned(nodes, aligned.outputs, aligned.rows), data, laws
 
 

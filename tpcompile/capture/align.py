@@ -139,7 +139,7 @@ def prune(aligned: Aligned) -> Aligned:
     live = {ref.name for ref in aligned.outputs.values()}
     kept = []
     for name, node in reversed(aligned.nodes.items()):
-        if name in live or node.kind in ("parameter", "buffer", "data"):
+        if name in live or node.kind in ("parameter", "direction", "buffer", "data"):
             kept.append((name, node))
             live.update(references(node.args) | references(node.kwargs))
     return Aligned(dict(reversed(kept)), aligned.outputs, aligned.rows)

@@ -29,6 +29,7 @@ class Arguments:
     init: dict[str, Law]
     widths: tuple[int, ...]
     tangent: bool
+    variation: bool
 
     def data(self) -> dict[str, torch.Tensor]:
         """All data tensors by the names of their placeholders."""
@@ -53,6 +54,7 @@ def check_arguments(
     init: Any,
     widths: Any,
     tangent: bool,
+    variation: bool,
 ) -> Arguments:
     """The arguments of :func:`tpcompile.capture.capture` in normal form, or a :class:`UsageError`."""
     if not callable(make):
@@ -107,6 +109,7 @@ def check_arguments(
         init=_check_init(init),
         widths=_check_widths(widths),
         tangent=bool(tangent),
+        variation=bool(variation),
     )
 
 

@@ -132,7 +132,7 @@ def graph_module(aligned: Aligned, constants: Mapping[str, Tensor]) -> fx.GraphM
 
     for name, node in aligned.nodes.items():
         old = aligned.rows[name][0]
-        if node.kind in ("parameter", "buffer", "data"):
+        if node.kind in ("parameter", "direction", "buffer", "data"):
             made[name] = graph.placeholder(name)
         elif node.kind == "constant":
             root.register_buffer(name, constants[name] if name in constants else old.meta["value"])

@@ -40,7 +40,7 @@ class Origin:
     """Where in the user's model a value comes from."""
 
     module: str  # module path ("" outside any submodule)
-    phase: str  # "forward", "backward", "update", "loss", "test", "tangent"
+    phase: str  # "forward", "backward", "update", "loss", "test", "tangent", "variation"
     step: int
     source: str | None = None  # "file.py:12" where the tracer knows it
 
@@ -66,7 +66,7 @@ class GraphNode:
     """
 
     name: str
-    kind: str  # "parameter", "buffer", "data", "constant", "call"
+    kind: str  # "parameter", "direction" (of a parameter), "buffer", "data", "constant", "call"
     target: Any  # OpOverload or operator.getitem for calls; parameter or data name otherwise
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
@@ -82,7 +82,9 @@ class Capture:
     ``outputs`` maps names to nodes: ``outputs/<t>``, ``test_outputs/<t>``, ``loss/<t>``,
     ``activation/<name>/<t>`` and ``test_activation/<name>/<t>`` (before step t; the last t is after
     the last step), and, when traced with ``tangent=True``, ``jacobian/<parameter>/<t>`` of shape
-    (N, k, *parameter shape) with k the flattened output.
+    (N, k, *parameter shape) with k the flattened output; when traced with ``variation=True``, ``variation/<t>``, the
+    derivative of the output along directions of the parameters (nodes of kind "direction", normal entries of
+    variance the learning rate).
     """
 
     nodes: tuple[GraphNode, ...]

@@ -166,6 +166,8 @@ class Tracer(TorchDispatchMode):
         if mutated:
             self.mutates = True
             self._check_mutation(func, mutated)
+        if func is torch.ops.aten._efficientzerotensor.default:  # forward-mode zeros: as zeros they need no rules
+            func = torch.ops.aten.zeros.default
         out = func(*args, **kwargs)
         if func in _HIDDEN_MUTATION and mutated:
             return self._batch_norm(func, args, node_args, mutated, out)

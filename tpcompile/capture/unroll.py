@@ -19,6 +19,7 @@ from tpcompile.capture.optimizers import State, Updates
 from tpcompile.capture.origin import Position, reraise
 from tpcompile.capture.tangent import jacobians
 from tpcompile.capture.tracer import ReadGuard, Tracer
+from tpcompile.capture.variation import variation
 from tpcompile.errors import CaptureError, UsageError
 
 
@@ -91,6 +92,9 @@ class _Run:
         self.buffers = {n: self._input("buffer", n, b) for n, b in module.named_buffers()}
         self.data = {n: self._input("data", n, self._cast(v)) for n, v in self._data().items()}
         self.states: dict[str, State] = {n: {} for n in self.trained}
+        self.directions: dict[str, Tensor] = {}
+        if arguments.variation:
+            self.directions = {n: self._input("direction", n, torch.randn_like(named[n])) for n in self.moving}
 
     def _data(self) -> dict[str, Tensor]:
         data = self.arguments.data()
@@ -101,8 +105,9 @@ class _Run:
 
     def _input(self, kind: str, name: str, value: Tensor) -> Tensor:
         copy = value.detach().clone()
-        description = {"parameter": f"parameter '{name}'", "buffer": f"buffer '{name}'", "data": name}[kind]
-        self.tracer.placeholder(f"{kind[0]}_{name}" if kind != "data" else name, copy, description, protect=True)
+        description = name if kind == "data" else f"{kind} '{name}'"
+        prefix = {"data": "", "direction": "dir_"}.get(kind, f"{kind[0]}_")
+        self.tracer.placeholder(f"{prefix}{name}", copy, description, protect=True)
         self.placeholders.append((kind, name))
         self.inputs.append(copy)
         return copy
@@ -133,6 +138,8 @@ class _Run:
                 self._test(t, parameters)
             if self.arguments.tangent:
                 self._tangent(t)
+            if self.arguments.variation:
+                self._variation(t)
             if t < steps:
                 if self.arguments.batches:
                     loss, after = self._minibatch(t, parameters)
@@ -225,12 +232,26 @@ class _Run:
                         name, self.parameters[name], grad, self.states[name], t
                     )
 
+    @property
+    def moving(self) -> list[str]:
+        """Parameters that the optimizer would move, all learnable ones without an optimizer."""
+        return self.trained if self.updates.kind is not None else [n for n in self.parameters if n in self.learnable]
+
+    def _variation(self, t: int) -> None:
+        self.position.phase = "variation"
+        self.position.modules.clear()
+        try:
+            moved = variation(
+                self.model.bare, self.parameters, self.directions, self._copied_buffers(), self.data["inputs"]
+            )
+        except Exception as error:
+            reraise(error, self.position, "the model has no forward-mode derivative")
+        self.outputs[f"variation/{t}"] = moved
+
     def _tangent(self, t: int) -> None:
         self.position.phase = "tangent"
         self.position.modules.clear()
-        names = (
-            self.trained if self.updates.kind is not None else sorted(self.learnable, key=list(self.parameters).index)
-        )
+        names = self.moving
         try:
             found = jacobians(self.model.bare, self.parameters, self.buffers, names, self.data["inputs"])
         except Exception as error:

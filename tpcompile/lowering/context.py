@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -37,6 +37,8 @@ class Context:
 
     algebra: Algebra
     current: GraphNode
+    derivatives: bool = False  # backward operations as derivatives at the input, whatever tensor torch has saved
+    applied: dict[tuple[str, str, Value], tuple[Value, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.matrices = Matrices(self.algebra)
@@ -341,14 +343,26 @@ def _unwrap(x: Any) -> Any:
     return x.value if isinstance(x, Abstract) else x
 
 
+def _apply_forward(ctx: Context, call: nonlin.ForwardCall) -> Value:
+    name, x = call.nonlinearity.name, ctx.value(call.x)
+    out = ctx.apply(name, x, **call.parameters)
+    if ctx.derivatives:
+        ctx.applied[name, "output", out] = ctx.applied[name, "input", x] = x, call.parameters
+    return out
+
+
 def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A nonlinearity or its backward operation, if the target is one; None otherwise."""
     forward = nonlin.bind(target, args, kwargs)
     if forward is not None:
-        return ctx.apply(forward.nonlinearity.name, forward.x, **forward.parameters)
+        return _apply_forward(ctx, forward)
     backward = nonlin.bind_backward(target, args, kwargs)
     if backward is None:
         return None
+    key = backward.nonlinearity.name, backward.backward.saved, backward.saved
+    known = ctx.applied.get(key) if ctx.derivatives else None
+    if known is not None and nonlin.has_derivative(backward.nonlinearity.name, 1, **known[1]):
+        return ctx.times(backward.grad, ctx.apply(backward.nonlinearity.name, known[0], order=1, **known[1]))
     saved = Abstract(ctx, backward.saved)
     wrapped = replace(backward, saved=saved)
 

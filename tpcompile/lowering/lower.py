@@ -37,15 +37,17 @@ class Lowered:
     context: Context
 
 
-def lower(capture: Capture, depth: Fraction, width: int | None = None) -> Lowered:
+def lower(capture: Capture, depth: Fraction, width: int | None = None, kernel: bool = False) -> Lowered:
     """Lower a captured graph, keeping series to ``depth`` below their leading exponents.
 
     With ``width`` a number the program is that of this width: every power of n is a number, nothing is
     expanded or dropped, and running it on the model's weights must reproduce the graph to rounding.
+    For a ``kernel`` the output may grow with the width, and derivatives of nonlinearities are taken at their inputs,
+    where their dual activations are known.
     Raises UnsupportedOperationError for operations without a rule, UnstableError where a value blows up.
     """
     algebra = Algebra(depth, width)
-    context = Context(algebra, capture.nodes[0])
+    context = Context(algebra, capture.nodes[0], derivatives=kernel)
     values: dict[str, Any] = {}
     watched: dict[str, list[str]] = defaultdict(list)
     for name, ref in capture.outputs.items():
@@ -75,7 +77,7 @@ def lower(capture: Capture, depth: Fraction, width: int | None = None) -> Lowere
         value = values[ref.name]
         outputs[name] = value
         finite = name.startswith(("outputs/", "test_outputs/", "loss/")) and isinstance(value, Value)
-        if finite and value.terms and value.terms[0][0] > 0:
+        if finite and not kernel and value.terms and value.terms[0][0] > 0:
             raise _first_growth(seen, _growth(name, value.terms[0][0]), None)
     return Lowered(outputs, context)
 
@@ -122,6 +124,8 @@ def _first_growth(seen: Mapping[str, Value], error: UnstableError, node: GraphNo
 
 def _node(context: Context, capture: Capture, node: GraphNode, values: Mapping[str, Any]) -> Any:
     axes: Axes = tuple(axis_of(s) for s in node.shape) if node.shape is not None and node.kind != "call" else ()
+    if node.kind == "direction":
+        return parameter(context, f"direction/{node.target}", capture.laws[node.name], axes)
     if node.name in capture.laws:
         return parameter(context, str(node.target), capture.laws[node.name], axes)
     if str(node.target) in capture.laws and node.kind != "call":

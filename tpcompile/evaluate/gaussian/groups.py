@@ -1,0 +1,236 @@
+"""Products of irreducible factors: split into independent groups, each an integral over few Gaussian variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from tpcompile import nonlin
+from tpcompile.evaluate import duals
+from tpcompile.evaluate.gaussian.terms import (
+    Array,
+    DualArray,
+    IntegralArray,
+    Label,
+    Poly,
+    SingleArray,
+    Term,
+    product,
+)
+from tpcompile.ir import Const, Expand, Gaussian, Init, Map, MatMul, Mul, Node, Sum, Width
+
+if TYPE_CHECKING:
+    from tpcompile.evaluate.gaussian.moments import Factor, Moments
+
+_MOST = 3  # Gaussian variables under one integral
+
+
+def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
+    """The expectation of a product of generators and functions of Gaussian variables."""
+    if len(factors) <= 2 and all(map(is_generator, factors)):
+        return _group(m, factors)
+    variables = [_variables(m, f) for f in factors]
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(factors)))
+    for i in range(len(factors)):
+        for j in range(i):
+            if any(_correlated(m, v, w) for v in variables[i] for w in variables[j]):
+                graph.add_edge(i, j)
+    poly: Poly = (Term(1.0),)
+    groups = sorted(nx.connected_components(graph), key=lambda c: (len(c), min(c)))
+    pending = [[factors[i] for i in sorted(group)] for group in groups]
+    while pending and poly:
+        group = pending.pop(0)
+        found = _group(m, group)
+        deltas = {d for term in found for d in term.deltas}
+        if pending and len(found) == 1 and deltas:  # what they unify is asked of the others as a diagonal
+            rest = tuple(f for g in pending for f in g)
+            return product(poly, m._substituted(found, rest))
+        poly = product(poly, found)
+    return poly
+
+
+def is_generator(f: Factor) -> bool:
+    """Initial values, products with initial matrices, Gaussian scalars."""
+    return isinstance(f.node.op, Init | MatMul | Gaussian)
+
+
+def _variables(m: Moments, f: Factor) -> list[Factor]:
+    """The Gaussian variables of which a factor is a function."""
+    if is_generator(f):
+        return [f]
+    if isinstance(f.node.op, Map) and m.structure.gaussian(f.node.operands[0]):
+        return [m._broadcast(f, f.node.operands[0])]
+    if m.structure.pointwise(f.node):
+        found: dict[Factor, None] = {}
+        for x in f.node.operands:
+            if x not in m.structure.random:
+                continue
+            g = m._broadcast(f, x)
+            for v in [g] if m.structure.gaussian(x) else _variables(m, g):
+                found.setdefault(v)
+        return list(found)
+    raise m.unfactorised(f"{f.node.op.mnemonic} of values that are not Gaussian", f.node)
+
+
+def _correlated(m: Moments, v: Factor, w: Factor) -> bool:
+    """False only if two variables are independent for reasons of structure."""
+    if not m.structure.families(v.node) & m.structure.families(w.node):
+        return False
+    if isinstance(v.node.op, Gaussian) or isinstance(w.node.op, Gaussian) or v.node.kind == "scalar":
+        return bool(m.covariance(v, w))
+    if not (m.structure.gaussian(v.node) and m.structure.gaussian(w.node)):
+        return True
+    return not m.parity.vanishes(v.node, w.node)
+
+
+def _group(m: Moments, group: Sequence[Factor]) -> Poly:
+    if all(is_generator(f) for f in group) and len(group) <= 2:
+        return m.mean(group[0]) if len(group) == 1 else m.generators(group[0], group[1])
+    variables = list(dict.fromkeys(v for f in group for v in _variables(m, f)))
+    for v in variables:
+        if not m.structure.gaussian(v.node):
+            raise m.unfactorised("a function of a parameter whose law is not normal", v.node)
+    if len(variables) > 2:
+        for f in group:
+            if is_generator(f):
+                return _stein(m, f, [g for g in group if g is not f])
+    if len(variables) > _MOST:
+        raise m.unfactorised(f"an expectation over {len(variables)} correlated Gaussian variables", group[0].node)
+    out = tuple(dict.fromkeys(x for v in variables for x in v.named()))
+    simple = len(variables) <= 2 and all(is_generator(f) or isinstance(f.node.op, Map) for f in group)
+    key = (*m.key(sorted(group, key=lambda f: (f.node.serial, f.node.op.mnemonic, f.copy)), out), "expectation")
+    array = m.known.get(key)
+    if array is None:
+        array = m.known[key] = (_closed if simple else _integral)(m, group, variables, out)
+    return (Term(1.0, ((array, out),)),)
+
+
+def _stein(m: Moments, g: Factor, others: Sequence[Factor]) -> Poly:
+    """``E[g F] = E[g] E[F] + sum_v Cov(g, v) E[dF/dv]`` (Stein's lemma), for a linear factor g."""
+    out = product(m.mean(g), m.moment(tuple(others)))
+    for i, f in enumerate(others):
+        rest = [x for j, x in enumerate(others) if j != i]
+        if is_generator(f):
+            out += m._substituted(m.covariance(g, f), tuple(rest))
+            continue
+        if not isinstance(f.node.op, Map):
+            raise m.unfactorised("a product of correlated values", f.node)
+        (v,) = _variables(m, f)
+        slope = m.derivative(f)
+        out += m._substituted(m.covariance(g, v), (*rest, slope))
+    return out
+
+
+def _closed(m: Moments, group: Sequence[Factor], variables: Sequence[Factor], out: Sequence[Label]) -> Array:
+    """One or two variables, of each a product of registered functions."""
+    parts: dict[Factor, list] = {v: [] for v in variables}
+    for f in group:
+        (v,) = _variables(m, f)
+        op = f.node.op
+        parts[v].append((op.fn, op.order, op.params) if isinstance(op, Map) else ("linear", 0, ()))
+    functions = [duals.Factor(tuple(sorted(parts[v], key=repr))) for v in variables]
+    means = [m.array([v], out) for v in variables]
+    centred = all(x is None for x in means)
+    variances = [_variance(m, v, out) for v in variables]
+    sizes = _sizes(m, [*variances, *means], out)
+    if len(variables) == 1:
+        single = duals.expectation(functions[0])
+        m.forms.append((single.form, single.error))
+        return SingleArray(sizes, single, variances[0], means[0])
+    u, v = variables
+    both = duals.dual(functions[0], functions[1], centred=centred)
+    m.forms.append((both.form, both.error))
+    cov = m.array([u, v], out, centre=not centred)
+    assert cov is not None
+    sizes = _sizes(m, [cov, *variances, *means], out)
+    return DualArray(sizes, both, cov, variances[0], variances[1], means[0], means[1])
+
+
+def _variance(m: Moments, v: Factor, out: Sequence[Label]) -> Array:
+    found = m.array([v, v], out, centre=True)
+    if found is None:
+        raise m.unfactorised("a variable without variance", v.node)
+    return found
+
+
+def _sizes(m: Moments, arrays: Sequence[Array | None], out: Sequence[Label]) -> tuple[int, ...]:
+    known = [x.sizes for x in arrays if x is not None]
+    return tuple(max(s[i] for s in known) for i in range(len(out)))
+
+
+@dataclass(frozen=True)
+class Integrand:
+    """A product of nodes as a function of the values of Gaussian variables."""
+
+    factors: tuple[Factor, ...]
+    variables: tuple[Factor, ...]
+    broadcast: Callable[[Factor, Node], Factor]
+
+    def __call__(self, values: Mapping[Factor, Tensor]) -> Tensor:
+        out: Tensor | None = None
+        for f in self.factors:
+            x = self._value(f, values)
+            out = x if out is None else out * x
+        assert out is not None
+        return out
+
+    def _value(self, f: Factor, values: Mapping[Factor, Tensor]) -> Tensor:
+        if f in values:
+            return values[f]
+        op = f.node.op
+        inner = [self._value(self.broadcast(f, x), values) for x in f.node.operands]
+        match op:
+            case Map(fn=fn, order=order, params=params):
+                return nonlin.evaluate(fn, inner[0], order, **dict(params))
+            case Sum(coefficients=coefficients):
+                total = coefficients[0] * inner[0]
+                for c, x in zip(coefficients[1:], inner[1:], strict=True):
+                    total = total + c * x
+                return total
+            case Mul():
+                total = inner[0]
+                for x in inner[1:]:
+                    total = total * x
+                return total
+            case Expand():
+                return inner[0]
+            case Const(value=value):
+                return torch.tensor(value)
+        raise AssertionError(op)
+
+
+def _integral(m: Moments, group: Sequence[Factor], variables: Sequence[Factor], out: Sequence[Label]) -> Array:
+    """Any product of pointwise functions of up to three variables, on a grid."""
+    for f in group:
+        if _reads_scalars(m, f, set(variables)):
+            raise m.unfactorised("a function of several Gaussian variables and of numbers", f.node)
+    integrand = Integrand(tuple(group), tuple(variables), m._broadcast)
+    means = tuple(m.array([v], out) for v in variables)
+    rows = []
+    for v in variables:
+        row = []
+        for w in variables:
+            found = m.array([v, w], out, centre=True)
+            row.append(found if found is not None else m.sum((), out))
+        rows.append(tuple(row))
+    sizes = _sizes(m, [x for row in rows for x in row] + list(means), out)
+    m.forms.append((f"quadrature over {len(variables)} variables", None))
+    return IntegralArray(sizes, integrand, tuple(rows), means)
+
+
+def _reads_scalars(m: Moments, f: Factor, stop: set[Factor]) -> bool:
+    if f in stop:
+        return False
+    if m.structure.deterministic(f.node):
+        return not _is_number(f.node)
+    return any(_reads_scalars(m, m._broadcast(f, x), stop) for x in f.node.operands)
+
+
+def _is_number(node: Node) -> bool:
+    return node.op.mnemonic == "const" and not any(isinstance(d, Width) for d in node.dims)

@@ -1,0 +1,358 @@
+"""Expectations of products of a program's values, in independent Gaussian groups (theory, sections 2 and 7).
+
+A request is a list of factors, each a node of the program on one of two inputs (copies) with a label on every finite
+axis. Linear instructions are peeled off, independent groups taken apart, and what is left is a covariance of
+generators or the expectation of functions of few jointly Gaussian variables. Equal labels ask for a diagonal only,
+which is what keeps convolutions without pooling cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tpcompile.analysis.gaussians import centred, settled
+from tpcompile.analysis.parity import Parity
+from tpcompile.analysis.semantics import constant_value
+from tpcompile.errors import TpcompileError
+from tpcompile.evaluate.domains import find_domains
+from tpcompile.evaluate.gaussian import axes, groups
+from tpcompile.evaluate.gaussian.structure import Structure, input_nodes, is_linear_move
+from tpcompile.evaluate.gaussian.terms import (
+    Array,
+    Label,
+    Poly,
+    ScalarArray,
+    SumArray,
+    Term,
+    VarianceArray,
+    product,
+)
+from tpcompile.ir import Contract, Expand, Gaussian, Init, Map, MatMul, Mul, Node, Program, Sum, Width, split_spec
+from tpcompile.laws import mean_and_std
+
+
+class FactorisationError(TpcompileError):
+    """An expectation that is no product of integrals over few Gaussian variables: the particles must do it."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A node on the inputs of one copy; ``labels`` name its finite axes in order, None those of length 1."""
+
+    node: Node
+    copy: int
+    labels: tuple[Label | None, ...]
+
+    def named(self) -> tuple[Label, ...]:
+        """Labels that are there."""
+        return tuple(x for x in self.labels if x is not None)
+
+
+class Moments:
+    """Plans expectations over one program; equal requests are planned once."""
+
+    def __init__(self, program: Program, input_name: str) -> None:
+        self.program = program
+        self.input_name = input_name
+        self.domains = find_domains(program)
+        self.dependent = input_nodes(program, input_name)
+        self.parity = Parity()
+        self.structure = Structure(program)
+        self.lengths: dict[Label, int] = {}
+        self.forms: list[tuple[str, float | None]] = []  # of the expectations, in words, with their stated errors
+        self.known: dict[object, Array] = {}
+        self._moments: dict[object, tuple[Array | None, tuple[Label, ...]]] = {}
+        self._slopes: dict[Node, Node] = {}
+
+    # labels and requests -------------------------------------------------------------------
+
+    def label(self, size: int) -> Label:
+        """A new label of an axis of that length."""
+        name = len(self.lengths)
+        self.lengths[name] = size
+        return name
+
+    def factor(self, node: Node, copy: int) -> Factor:
+        """A node with new labels on its finite axes."""
+        sizes = [d for d in node.dims if isinstance(d, int)]
+        return Factor(node, copy, tuple(None if d == 1 else self.label(d) for d in sizes))
+
+    def array(self, factors: Sequence[Factor], out: Sequence[Label], centre: bool = False) -> Array | None:
+        """The expectation of a product of factors, or the covariance of two, as an array over the labels ``out``.
+
+        None if it is zero. Labels that are not in ``out`` are summed.
+        """
+        order = sorted(factors, key=lambda f: (f.node.serial, f.copy))
+        key = (*self.key(order, out), centre)
+        if key not in self.known:
+            poly = self.covariance(*factors) if centre else self.moment(tuple(order))
+            self.known[key] = self.sum(poly, out)
+        found = self.known[key]
+        return None if isinstance(found, SumArray) and not found.terms else found
+
+    def sum(self, poly: Poly, out: Sequence[Label]) -> SumArray:
+        """A sum of products over the labels ``out``."""
+        used = {x for term in poly for _, labels in term.uses for x in labels}
+        used |= {x for term in poly for pair in term.deltas for x in pair}
+        sizes = tuple(self.lengths[x] if x in used else 1 for x in out)
+        return SumArray(sizes, poly, tuple(out), self.lengths)
+
+    def covariance(self, a: Factor, b: Factor) -> Poly:
+        """``E[a b] - E[a] E[b]``."""
+        mean_a, mean_b = self.moment((a,)), self.moment((b,))
+        both = self.moment((a, b))
+        minus = tuple(Term(-t.coefficient, t.uses, t.deltas) for t in product(mean_a, mean_b))
+        return both + minus
+
+    # peeling -------------------------------------------------------------------------------
+
+    def moment(self, factors: tuple[Factor, ...]) -> Poly:
+        """The expectation of the product as a sum of products of arrays; empty if it is zero."""
+        fixed = [f for f in factors if self.structure.deterministic(f.node)]
+        if fixed:
+            rest = tuple(f for f in factors if not self.structure.deterministic(f.node))
+            return product((self._scalars(fixed),), self.moment(rest))
+        if not factors:
+            return (Term(1.0),)
+        for i, f in enumerate(factors):
+            others = factors[:i] + factors[i + 1 :]
+            alternatives = self._split(f)
+            if alternatives is not None:
+                return tuple(
+                    Term(c) * t for c, inner in alternatives for t in self.moment((*inner, *others)) if c != 0.0
+                )
+        pair = self._free_pair(factors)
+        if pair is not None:
+            i, j = pair
+            others = tuple(f for k, f in enumerate(factors) if k not in pair)
+            return self._substituted(self.generators(factors[i], factors[j]), others)
+        for f in factors:
+            if is_linear_move(f.node.op):
+                return axes.moved(self, f, factors)
+        return groups.independent(self, factors)
+
+    def _scalars(self, fixed: Sequence[Factor]) -> Term:
+        uses = []
+        for f in fixed:
+            sizes = tuple(self.lengths[x] for x in f.named())
+            key = ("scalar", f.node, f.copy)
+            uses.append((self.known.setdefault(key, ScalarArray(sizes, f.node, f.copy)), f.named()))
+        return Term(1.0, tuple(uses))
+
+    def _split(self, f: Factor) -> list[tuple[float, tuple[Factor, ...]]] | None:
+        """What a linear instruction or a product is made of: a list of alternatives to be added."""
+        op, x = f.node.op, f.node.operands
+        if isinstance(op, Sum):
+            return [(c, (self._broadcast(f, y),)) for c, y in zip(op.coefficients, x, strict=True)]
+        if isinstance(op, Mul):
+            return [(1.0, tuple(self._broadcast(f, y) for y in x))]
+        if isinstance(op, Expand):
+            return [(1.0, (self._broadcast(f, x[0]),))]
+        if isinstance(op, Contract) and not isinstance(op, Gaussian) and op.contracted_width(_dims(x)) is None:
+            return [(1.0, self.contracted(f))]
+        return None
+
+    def _broadcast(self, f: Factor, operand: Node) -> Factor:
+        """An operand of a pointwise instruction: axes aligned from the right, those of length 1 without label."""
+        finite = iter(f.labels)
+        by_axis = [None if isinstance(d, Width) else next(finite) for d in f.node.dims]
+        aligned = by_axis[len(by_axis) - len(operand.dims) :]
+        labels = tuple(
+            None if d == 1 else label for d, label in zip(operand.dims, aligned, strict=True) if isinstance(d, int)
+        )
+        return Factor(operand, f.copy, labels)
+
+    def contracted(self, f: Factor) -> tuple[Factor, ...]:
+        """The operands of an Einstein sum; what it sums gets new labels."""
+        assert isinstance(f.node.op, Contract)
+        inputs, out = split_spec(f.node.op.spec)
+        finite = iter(f.labels)
+        names: dict[str, Label | None] = {
+            letter: None if isinstance(d, Width) else next(finite) for letter, d in zip(out, f.node.dims, strict=True)
+        }
+        factors = []
+        for letters, x in zip(inputs, f.node.operands, strict=True):
+            labels = []
+            for letter, d in zip(letters, x.dims, strict=True):
+                if isinstance(d, Width):
+                    continue
+                if letter not in names:
+                    names[letter] = None if d == 1 else self.label(d)
+                labels.append(None if d == 1 else names[letter])
+            factors.append(Factor(x, f.copy, tuple(labels)))
+        return tuple(factors)
+
+    # generators ----------------------------------------------------------------------------
+
+    def _free_pair(self, factors: Sequence[Factor]) -> tuple[int, int] | None:
+        """Two factors that are the same initial value, on which nothing else depends: their deltas come first."""
+        if len(factors) < 3:
+            return None
+        for i, f in enumerate(factors):
+            if not isinstance(f.node.op, Init):
+                continue
+            same = [k for k, g in enumerate(factors) if f.node in self.structure.reach(g.node)]
+            if len(same) == 2 and all(factors[k].node is f.node for k in same) and same[0] == i:
+                return same[0], same[1]
+        return None
+
+    def _substituted(self, poly: Poly, others: tuple[Factor, ...]) -> Poly:
+        """Multiply by the expectation of the others, with the labels that the deltas of each term unify."""
+        out: list[Term] = []
+        for term in poly:
+            names = unified(term.deltas)
+            moved = tuple(Factor(f.node, f.copy, tuple(_name(x, names) for x in f.labels)) for f in others)
+            out += [term * t for t in self.moment(moved)]
+        return tuple(out)
+
+    def mean(self, f: Factor) -> Poly:
+        """Mean of a generator."""
+        if isinstance(f.node.op, Init):
+            mean, _ = mean_and_std(f.node.op.law)
+            return (Term(mean),) if mean else ()
+        return ()
+
+    def generators(self, a: Factor, b: Factor) -> Poly:
+        """``E[a b]`` of two generators: initial values, products with initial matrices, Gaussian scalars."""
+        means = product(self.mean(a), self.mean(b))
+        x, y = a.node.op, b.node.op
+        if isinstance(x, Init) and a.node is b.node:
+            _, std = mean_and_std(x.law)
+            deltas = tuple((p, q) for p, q in zip(a.labels, b.labels, strict=True) if p is not None and p != q)
+            assert all(q is not None for _, q in deltas)
+            return (Term(1.0, (self.variance(a.node, std),), deltas), *means)  # type: ignore[arg-type]
+        if isinstance(x, MatMul) and isinstance(y, MatMul):
+            return self._products(a, b)
+        if isinstance(x, Gaussian) and isinstance(y, Gaussian):
+            return self._sums(a, b)
+        return means
+
+    def variance(self, node: Node, std: float) -> tuple[Array, tuple[Label, ...]]:
+        """The variance of an initial value as an array without axes."""
+        assert isinstance(node.op, Init)
+        key = ("variance", node)
+        return self.known.setdefault(key, VarianceArray((), node.op.name, std * std)), ()
+
+    def _products(self, a: Factor, b: Factor) -> Poly:
+        """``Cov(Ẑ^{W x}, Ẑ^{W y}) = sigma^2 r E[x y]``, r the ratio of the axis that W contracts."""
+        (matrix, x), (other, y) = a.node.operands, b.node.operands
+        if matrix is not other or a.node.op != b.node.op:
+            return ()
+        self.structure.check_one_sided(a.node)
+        self.structure.check_one_sided(b.node)
+        assert isinstance(matrix.op, Init)
+        _, std = mean_and_std(matrix.op.law)
+        family = sum(isinstance(d, int) for d in matrix.dims)
+        pairs = zip(a.labels[:family], b.labels[:family], strict=True)
+        deltas = tuple((p, q) for p, q in pairs if p is not None and q is not None and p != q)
+        into = next(d for d in x.dims if isinstance(d, Width))
+        names = unified(deltas)
+        inner = tuple(
+            Factor(node, f.copy, tuple(_name(label, names) for label in f.labels)) for node, f in ((x, a), (y, b))
+        )
+        own = Term(float(into.ratio), (self.variance(matrix, std),), deltas)
+        return product((own,), self.compact(inner))
+
+    def compact(self, factors: tuple[Factor, ...]) -> Poly:
+        """The expectation of a product as one array, unless Kronecker deltas must stay visible.
+
+        Without it sums would be multiplied out from layer to layer.
+        """
+        poly = self.moment(factors)
+        if len(poly) < 2 or any(term.deltas for term in poly):
+            return poly
+        out = tuple(dict.fromkeys(x for f in factors for x in f.named()))
+        array = self.array(factors, out)
+        return () if array is None else (Term(1.0, ((array, out),)),)
+
+    def key(self, factors: Sequence[Factor], out: Sequence[Label]) -> tuple[object, ...]:
+        """What a request is known by, whatever its labels are called."""
+        names: dict[Label, int] = {}
+        for label in (x for f in factors for x in f.named()):
+            names.setdefault(label, len(names))
+        asked = tuple((f.node, f.copy, tuple(None if x is None else names[x] for x in f.labels)) for f in factors)
+        return asked, tuple(names.get(x, -1) for x in out)
+
+    def _sums(self, a: Factor, b: Factor) -> Poly:
+        """``E[psi psi']`` of two Gaussian scalars (theory, section 5)."""
+        same = self._axis(a.node) == self._axis(b.node)
+        for node in (a.node, b.node):
+            if not centred(node):
+                raise FactorisationError("a sum that vanishes only because an inner product in an earlier layer does")
+        if not settled(a.node, b.node, same, self.parity):
+            raise FactorisationError("two Gaussian sums meet the same matrix from both sides")
+        return self.moment((*self.contracted(a), *self.contracted(b))) if same else ()
+
+    def _axis(self, node: Node) -> int:
+        return self.domains.of[next(x for x in node.operands if x.kind == "vector")].index
+
+    # numbers -------------------------------------------------------------------------------
+
+    def varies(self, node: Node) -> bool:
+        """True if a value depends on the inputs."""
+        return node in self.dependent
+
+    def constant(self, node: Node) -> torch.Tensor | None:
+        """The value of a number that does not depend on the inputs."""
+        return None if self.varies(node) else constant_value(node, self.program.data)
+
+    def plan_scalars(self) -> None:
+        """Plan every moment of the program on both copies, so that evaluation plans nothing."""
+        for node in self.program.nodes:
+            if self.structure.deterministic(node) and self.structure.width(node) is not None:
+                for copy in (0, 1):
+                    self.scalar_moment(node, copy)
+
+    def scalar_moment(self, node: Node, copy: int) -> tuple[Array | None, tuple[Label, ...]]:
+        """A moment of the program on the inputs of one copy, and the labels of its axes."""
+        key = ("moment", node, copy)
+        if key not in self._moments:
+            f = self.factor(node, copy)
+            self._moments[key] = self.array(self.contracted(f), f.named()), f.named()
+        return self._moments[key]
+
+    def derivative(self, f: Factor) -> Factor:
+        """The derivative of a pointwise function of one variable."""
+        op = f.node.op
+        assert isinstance(op, Map)
+        slope = self._slopes.get(f.node)
+        if slope is None:
+            higher = Map(op.fn, op.order + 1, op.params)
+            slope = self._slopes[f.node] = Node(higher, f.node.operands, f.node.dims, f.node.serial)
+            self.structure.random.add(slope)
+        return Factor(slope, f.copy, f.labels)
+
+    def unfactorised(self, what: str, node: Node) -> FactorisationError:
+        """The error for an expectation that is out of reach."""
+        return FactorisationError(
+            what,
+            where=self.program.origins.get(node) or None,
+            advice="the particle evaluator applies: evaluator='particles'",
+        )
+
+
+def unified(deltas: Sequence[tuple[Label, Label]]) -> dict[Label, Label]:
+    """Which label stands for which, given Kronecker deltas."""
+    names: dict[Label, Label] = {}
+
+    def root(x: Label) -> Label:
+        while x in names:
+            x = names[x]
+        return x
+
+    for a, b in deltas:
+        a, b = root(a), root(b)
+        if a != b:
+            names[max(a, b)] = min(a, b)
+    return {x: root(x) for x in names}
+
+
+def _name(label: Label | None, names: Mapping[Label, Label]) -> Label | None:
+    return None if label is None else names.get(label, label)
+
+
+def _dims(nodes: Sequence[Node]) -> tuple:
+    return tuple(x.dims for x in nodes)

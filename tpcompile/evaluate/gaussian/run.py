@@ -1,0 +1,351 @@
+"""Evaluation of planned expectations on a block of pairs of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcompile.analysis.semantics import execute
+from tpcompile.errors import EvaluationError
+from tpcompile.evaluate import duals
+from tpcompile.evaluate.gaussian.moments import Moments, unified
+from tpcompile.evaluate.gaussian.terms import (
+    Array,
+    DualArray,
+    EyeArray,
+    GatherArray,
+    IntegralArray,
+    OneHotArray,
+    ReshapeArray,
+    ScalarArray,
+    SingleArray,
+    SumArray,
+    Term,
+    Use,
+    VarianceArray,
+)
+from tpcompile.ir import Contract, Data, Node, Width
+
+_PAIR = "YZ"  # letters of the two pair axes in an Einstein sum
+_LETTERS = "abcdefghijklmnopqrstuvwxABCDEFGHIJKLMNOPQRSTUVWX"
+
+
+class Run:
+    """Arrays on one block: inputs of the two copies, each ``(N, *input shape)``.
+
+    ``variances`` replaces the variances of initial values by name (numbers or tensors that require grad).
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        inputs: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
+        variances: Mapping[str, Tensor | float] | None = None,
+        scalars: dict[Any, Tensor] | None = None,
+    ) -> None:
+        self.moments = moments
+        self.inputs = inputs
+        self.dtype = dtype
+        self.variances = variances or {}
+        self.values: dict[Array, Tensor] = {}
+        self.pairs: dict[tuple[Array, Array, Array], Any] = {}
+        self.scalars: dict[Any, Tensor] = {} if scalars is None else scalars
+        self.left: dict[Array, int] = {}
+
+    def evaluate(self, arrays: Sequence[Array | None]) -> list[Tensor | None]:
+        """Values of arrays, shape ``(N1 or 1, N2 or 1, *sizes)``; None is zero."""
+        self.left = _counts([a for a in arrays if a is not None])
+        return [None if a is None else self.value(a) for a in arrays]
+
+    def value(self, array: Array) -> Tensor:
+        """The value of one array; it is dropped after its last use."""
+        found = self.values.get(array)
+        if found is None:
+            found = self._value(array)
+            if self.left.get(array, 0) > 1:
+                self.values[array] = found
+        left = self.left.get(array, 0) - 1
+        self.left[array] = left
+        if left <= 0:
+            self.values.pop(array, None)
+        return found
+
+    def _value(self, array: Array) -> Tensor:
+        match array:
+            case SumArray():
+                return self._sum(array)
+            case DualArray():
+                return self._dual(array)
+            case SingleArray(of=of, var=var, mean=mean):
+                centre = None if mean is None else self.value(mean)
+                at = self.value(var)
+                return of.diagonal(at, centre) if isinstance(of, duals.Dual) else of(at, centre)
+            case ScalarArray(node=node, copy=copy):
+                value = self.scalar(node, copy)
+                return _on_pair(value.reshape(value.shape[0], *array.sizes), copy)
+            case VarianceArray(name=name, value=value):
+                given = self.variances.get(name, value)
+                return torch.as_tensor(given, dtype=self.dtype).reshape(1, 1)
+            case EyeArray(sizes=sizes):
+                return torch.eye(*sizes, dtype=self.dtype)[None, None]
+            case ReshapeArray():
+                return self._reshape(array)
+            case GatherArray():
+                return self._gather(array)
+            case OneHotArray(index=index, copy=copy, sizes=sizes):
+                places = self._index(index, copy)
+                hot = places[..., None] == torch.arange(sizes[-1])
+                return _on_pair(hot.reshape(-1, *sizes).to(self.dtype), copy)
+            case IntegralArray():
+                return self._integral(array)
+        raise EvaluationError(f"no evaluation of {type(array).__name__}")
+
+    # sums ----------------------------------------------------------------------------------
+
+    def _sum(self, array: SumArray) -> Tensor:
+        total: Tensor | None = None
+        for term in array.terms:
+            value = self._product(term, array)
+            total = value if total is None else total + value
+        if total is None:
+            return torch.zeros((1, 1, *([1] * len(array.out))), dtype=self.dtype)
+        return total
+
+    def _product(self, term: Term, array: SumArray) -> Tensor:
+        uses, out = resolved(term, array)
+        coefficient: Any = term.coefficient
+        factors: list[tuple[Tensor, tuple[int, ...]]] = []
+        for a, labels in uses:
+            value = self.value(a)
+            if not labels and value.numel() == 1:
+                coefficient = coefficient * (value.reshape(()) if value.requires_grad else float(value))
+            else:
+                factors.append((value, labels))
+        if not factors:
+            return torch.as_tensor(coefficient, dtype=self.dtype).reshape((1,) * (2 + len(out)))
+        summed = {x for _, labels in factors for x in labels} - set(out)
+        if summed:
+            value = self._einsum(factors, out)
+        else:
+            value = _aligned(*factors[0], out)
+            for x, labels in factors[1:]:
+                value = value * _aligned(x, labels, out)
+        if isinstance(coefficient, float) and coefficient == 1.0:
+            return value
+        return value * coefficient
+
+    def _einsum(self, factors: Sequence[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
+        names: dict[int, str] = {}
+        for _, labels in factors:
+            for x in labels:
+                names.setdefault(x, _LETTERS[len(names)])
+        words = [_PAIR + "".join(names[x] for x in labels) for _, labels in factors]
+        target = _PAIR + "".join(names[x] for x in out if x in names)
+        value = torch.einsum(",".join(words) + "->" + target, *(x for x, _ in factors))
+        return _aligned(value, tuple(x for x in out if x in names), out)
+
+    # expectations --------------------------------------------------------------------------
+
+    def _dual(self, array: DualArray) -> Tensor:
+        if array.mean_u is None and array.mean_v is None:
+            key = (array.cov, array.var_u, array.var_v)
+            pair = self.pairs.get(key)
+            if pair is None:
+                pair = self.pairs[key] = duals.Pair(*(self.value(x) for x in key))
+            return array.dual(pair)
+        means = [None if x is None else self.value(x) for x in (array.mean_u, array.mean_v)]
+        return array.dual(self.value(array.cov), self.value(array.var_u), self.value(array.var_v), *means)
+
+    def _integral(self, array: IntegralArray) -> Tensor:
+        rows = [[self.value(x) for x in row] for row in array.covariances]
+        means = [None if x is None else self.value(x) for x in array.means]
+        shape = torch.broadcast_shapes(*(x.shape for row in rows for x in row))
+        cov = torch.stack([torch.stack([x.expand(shape) for x in row], -1) for row in rows], -2)
+        zero = torch.zeros(shape, dtype=self.dtype)
+        mean = torch.stack([zero if x is None else x.expand(shape) for x in means], -1)
+        variables = array.integrand.variables
+
+        def integrand(*values: Tensor) -> Tensor:
+            return array.integrand(dict(zip(variables, values, strict=True)))
+
+        value, _ = duals.integral(integrand, cov, mean)
+        return value
+
+    # finite axes ---------------------------------------------------------------------------
+
+    def _reshape(self, array: ReshapeArray) -> Tensor:
+        value = self.value(array.source)
+        kept = value.dim() - len(array.before)
+        full = value.expand(*value.shape[:kept], *array.before)
+        return full.reshape(*value.shape[:kept], *array.sizes[kept - 2 :])
+
+    def _gather(self, array: GatherArray) -> Tensor:
+        source = self.value(array.source)
+        index = self._index(array.index, array.copy)
+        places = array.sizes[array.axis : array.axis + len(array.sizes) - len(array.source.sizes) + 1]
+        index = index.reshape(index.shape[0], -1)
+        axis = array.axis + 2
+        masked = bool((index < 0).any())
+        at = index.clamp(min=0)
+        if source.shape[axis] == 1:
+            at = torch.zeros_like(at)
+        if at.shape[0] == 1:
+            value = source.index_select(axis, at[0])
+        else:
+            value = torch.take_along_dim(source, self._placed(at, array.copy, axis, source.dim()), axis)
+        if masked:
+            value = value * self._placed((index >= 0).to(value.dtype), array.copy, axis, source.dim())
+        return value.reshape(*value.shape[:axis], *places, *value.shape[axis + 1 :])
+
+    @staticmethod
+    def _placed(x: Tensor, copy: int, axis: int, rank: int) -> Tensor:
+        shape = [1] * rank
+        shape[copy], shape[axis] = x.shape
+        return x.reshape(shape)
+
+    def _index(self, index: Node | Tensor, copy: int) -> Tensor:
+        """An index array as ``(N or 1, ...)``."""
+        return index[None] if isinstance(index, Tensor) else self.scalar(index, copy)
+
+    # scalars -------------------------------------------------------------------------------
+
+    def scalar(self, node: Node, copy: int) -> Tensor:
+        """A deterministic scalar on all inputs of a copy, ``(N, *dims)``; N is 1 where it does not depend on them."""
+        if not self.moments.varies(node):
+            copy = 0
+        key = (node, copy)
+        if key not in self.scalars:
+            self.scalars[key] = self._scalar(node, copy)
+        return self.scalars[key]
+
+    def _scalar(self, node: Node, copy: int) -> Tensor:
+        op = node.op
+        if isinstance(op, Data):
+            if op.name == self.moments.input_name:
+                x = self.inputs[copy]
+                return self._cast(x).reshape(x.shape[0], *op.shape)
+            return self._cast(self.moments.program.data[op.name])[None]
+        if isinstance(op, Contract) and op.contracted_width(tuple(x.dims for x in node.operands)) is not None:
+            return self._moment(node, copy)
+        operands = [self.scalar(x, copy) for x in node.operands]
+        return batched(node, operands, self.dtype)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype) if x.is_floating_point() else x
+
+    def _moment(self, node: Node, copy: int) -> Tensor:
+        """A moment of the program on one copy: a planned expectation without the other."""
+        array, labels = self.moments.scalar_moment(node, copy)
+        sizes = tuple(d for d in node.dims if isinstance(d, int))
+        if array is None:
+            return torch.zeros((1, *sizes), dtype=self.dtype)
+        inner = Run(self.moments, self.inputs, self.dtype, self.variances, self.scalars)
+        (value,) = inner.evaluate([array])
+        assert value is not None
+        value = value.expand(*value.shape[:2], *(self.moments.lengths[x] for x in labels))
+        value = value[:, 0] if copy == 0 else value[0]
+        return value.reshape(-1, *sizes)
+
+
+def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """An instruction on scalars with a batch axis in front of every operand; batch axes of length 1 broadcast."""
+    count = max((x.shape[0] for x in operands), default=1)
+    if count == 1:
+        return execute(node.op, [x[0] for x in operands], node.dims, _no_width, dtype)[None]
+    dims = tuple(0 if x.shape[0] == count else None for x in operands)
+    values = [x if d == 0 else x[0] for x, d in zip(operands, dims, strict=True)]
+
+    def one(*x: Tensor) -> Tensor:
+        return execute(node.op, list(x), node.dims, _no_width, dtype)
+
+    return torch.vmap(one, dims)(*values)
+
+
+def resolved(term: Term, array: SumArray) -> tuple[list[Use], tuple[int, ...]]:
+    """Uses with the deltas worked in: a delta of two wanted labels is an identity matrix, any other a renaming."""
+    out = array.out
+    uses = list(term.uses)
+    names: dict[int, int] = {}
+    for group in _classes(term.deltas):
+        wanted = [x for x in out if x in group]
+        keep = wanted[0] if wanted else min(group)
+        names |= {x: keep for x in group}
+        for other in wanted[1:]:
+            uses.append((EyeArray((array.lengths[keep], array.lengths[other])), (keep, other)))
+    protected = len(term.uses)
+    renamed = [(a, tuple(names.get(x, x) for x in labels)) for a, labels in uses[:protected]]
+    lonely = {names[a] for a, _ in term.deltas if names[a] not in out}
+    carried = {x for _, labels in renamed for x in labels}
+    assert lonely <= carried, "a sum over an axis that nothing depends on"
+    return renamed + uses[protected:], out
+
+
+def _classes(deltas: Sequence[tuple[int, int]]) -> list[set[int]]:
+    names = unified(deltas)
+    classes: dict[int, set[int]] = {}
+    for x in {y for pair in deltas for y in pair}:
+        classes.setdefault(names.get(x, x), set()).add(x)
+    return list(classes.values())
+
+
+def _aligned(value: Tensor, labels: tuple[int, ...], out: tuple[int, ...]) -> Tensor:
+    """A tensor over labels as one over ``out``: axes permuted, missing ones of length 1."""
+    if labels == out:
+        return value
+    order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
+    value = value.permute(0, 1, *(2 + i for i in order))
+    have = iter(value.shape[2:])
+    return value.reshape(*value.shape[:2], *(next(have) if x in labels else 1 for x in out))
+
+
+def _on_pair(x: Tensor, copy: int) -> Tensor:
+    return x.unsqueeze(1) if copy == 0 else x.unsqueeze(0)
+
+
+def _no_width(width: Width) -> int:
+    raise EvaluationError(f"a number with the width axis {width}")
+
+
+def children(array: Array) -> list[Array]:
+    """The arrays that one is computed from, as often as they are read."""
+    match array:
+        case SumArray(terms=terms):
+            return [a for term in terms for a, _ in term.uses]
+        case DualArray(cov=cov, var_u=u, var_v=v, mean_u=mu, mean_v=mv):
+            return [x for x in (cov, u, v, mu, mv) if x is not None]
+        case SingleArray(var=var, mean=mean):
+            return [x for x in (var, mean) if x is not None]
+        case GatherArray(source=source) | ReshapeArray(source=source):
+            return [source]
+        case IntegralArray(covariances=rows, means=means):
+            return [x for row in rows for x in row] + [x for x in means if x is not None]
+    return []
+
+
+def _counts(roots: Sequence[Array]) -> dict[Array, int]:
+    """How often each array is read, the roots once for themselves."""
+    counts: dict[Array, int] = {}
+    stack = list(roots)
+    for root in roots:
+        counts[root] = counts.get(root, 0) + 1
+    seen: set[Array] = set()
+    pairs: set[tuple[Array, Array, Array]] = set()
+    while stack:
+        array = stack.pop()
+        if array in seen:
+            continue
+        seen.add(array)
+        inner = children(array)
+        if isinstance(array, DualArray) and array.mean_u is None and array.mean_v is None:
+            key = (array.cov, array.var_u, array.var_v)
+            if key in pairs:
+                continue  # the pair is read once for all duals of it
+            pairs.add(key)
+        for x in inner:
+            counts[x] = counts.get(x, 0) + 1
+            stack.append(x)
+    return counts

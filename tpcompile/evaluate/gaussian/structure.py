@@ -1,0 +1,126 @@
+"""Facts about the nodes of a program that the factorisation of expectations needs."""
+
+from __future__ import annotations
+
+from tpcompile.errors import EvaluationError
+from tpcompile.ir import (
+    Concat,
+    Contract,
+    Data,
+    Expand,
+    Gaussian,
+    Init,
+    Map,
+    MatMul,
+    Mul,
+    Node,
+    Op,
+    Permute,
+    Program,
+    Slice,
+    Sum,
+    Unslice,
+    View,
+    reachable,
+)
+from tpcompile.ir.ops import Gather, Scatter
+from tpcompile.laws import Normal
+
+_MOVES = (View, Permute, Slice, Unslice, Concat, Gather, Scatter)
+
+
+def is_linear_move(op: Op) -> bool:
+    """True if an instruction only moves, drops, repeats or adds entries along finite axes."""
+    return isinstance(op, _MOVES)
+
+
+class Structure:
+    """Randomness, Gaussianity and reach of nodes, found once each."""
+
+    def __init__(self, program: Program) -> None:
+        self.random: set[Node] = set()
+        for node in program.nodes:
+            if self._is_random(node):
+                self.random.add(node)
+        self._gaussian: dict[Node, bool] = {}
+        self._reach: dict[Node, frozenset[Node]] = {}
+        self._families: dict[Node, frozenset[object]] = {}
+
+    def _is_random(self, node: Node) -> bool:
+        if node.kind != "scalar" or isinstance(node.op, Gaussian | Init):
+            return True
+        if self.width(node) is None:
+            return any(x in self.random for x in node.operands)
+        return any(x.kind == "scalar" and x in self.random for x in reachable(node.operands))  # a moment given them
+
+    @staticmethod
+    def width(node: Node) -> object | None:
+        """The width axis that a contraction averages over."""
+        op = node.op
+        return op.contracted_width(tuple(x.dims for x in node.operands)) if isinstance(op, Contract) else None
+
+    def deterministic(self, node: Node) -> bool:
+        """True for a scalar that is a number in the limit, given the inputs."""
+        return node not in self.random
+
+    def reach(self, node: Node) -> frozenset[Node]:
+        """Everything random that a value is made of, itself included; numbers are not looked through."""
+        if node not in self._reach:
+            parts = [self.reach(x) for x in node.operands if x in self.random]
+            self._reach[node] = frozenset([node]).union(*parts)
+        return self._reach[node]
+
+    def gaussian(self, node: Node) -> bool:
+        """True if the value is jointly Gaussian with all other such values: linear in Gaussian generators."""
+        if node not in self._gaussian:
+            self._gaussian[node] = self._is_gaussian(node)
+        return self._gaussian[node]
+
+    def _is_gaussian(self, node: Node) -> bool:
+        op = node.op
+        if self.deterministic(node) or isinstance(op, MatMul | Gaussian):
+            return True
+        if isinstance(op, Init):
+            return isinstance(op.law, Normal)
+        moving = [x for x in node.operands if x in self.random]
+        if isinstance(op, Sum | Expand) or is_linear_move(op):
+            return all(self.gaussian(x) for x in moving)
+        if isinstance(op, Mul) or (isinstance(op, Contract) and self.width(node) is None):
+            return len(moving) == 1 and self.gaussian(moving[0])
+        return False
+
+    def pointwise(self, node: Node) -> bool:
+        """True for functions that a grid of values of the Gaussian variables can be put through."""
+        return isinstance(node.op, Map | Sum | Mul | Expand)
+
+    def families(self, node: Node) -> frozenset[object]:
+        """The families of generators that a value is made of on its own axis: initial values, products by a matrix."""
+        if node not in self._families:
+            op = node.op
+            if isinstance(op, Init):
+                found = frozenset([op.name])
+            elif isinstance(op, MatMul):
+                found = frozenset([(node.operands[0], op.transpose)])
+            elif isinstance(op, Gaussian):
+                found = frozenset(["gaussian"])
+            else:
+                found = frozenset().union(*(self.families(x) for x in node.operands if x in self.random))
+            self._families[node] = found
+        return self._families[node]
+
+    def check_one_sided(self, node: Node) -> None:
+        """Raise unless a product has no response term."""
+        assert isinstance(node.op, MatMul)
+        matrix = node.operands[0]
+        for x in reachable([node.operands[1]]):
+            if isinstance(x.op, MatMul) and x.operands[0] is matrix and x.op.transpose != node.op.transpose:
+                raise EvaluationError("a matrix and its transpose are both used: the response terms are not there yet")
+
+
+def input_nodes(program: Program, data: str) -> set[Node]:
+    """All nodes that depend on the named data."""
+    found: set[Node] = set()
+    for node in program.nodes:
+        if (isinstance(node.op, Data) and node.op.name == data) or any(x in found for x in node.operands):
+            found.add(node)
+    return found

@@ -1,0 +1,135 @@
+"""What the plan of a kernel is made of: arrays over pairs of inputs, and sums of products of them.
+
+An array has two pair axes (inputs of the first and of the second set; length 1 where it depends on one set only) and
+then finite axes such as positions. Sums of products name the finite axes by labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tpcompile.evaluate.duals import Dual, Single
+from tpcompile.ir import Node
+
+Label = int
+
+
+@dataclass(frozen=True, eq=False)
+class Array:
+    """Base of all arrays; ``sizes`` are the lengths of the finite axes. Equal arrays are made once: identity counts."""
+
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ScalarArray(Array):
+    """A deterministic scalar of the program on the inputs of one copy; axes of length 1 are dropped."""
+
+    node: Node
+    copy: int
+
+
+@dataclass(frozen=True, eq=False)
+class VarianceArray(Array):
+    """Variance of the entries of an initial value, without its power of n: a number that the user may replace."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class EyeArray(Array):
+    """Kronecker delta of two axes."""
+
+
+@dataclass(frozen=True, eq=False)
+class SumArray(Array):
+    """A sum of products over the labels ``out``; all other labels are summed."""
+
+    terms: tuple[Term, ...]
+    out: tuple[Label, ...]
+    lengths: Mapping[Label, int]
+
+
+@dataclass(frozen=True, eq=False)
+class DualArray(Array):
+    """``E[f(u) g(v)]`` of two jointly Gaussian variables; mean None is zero."""
+
+    dual: Dual
+    cov: Array
+    var_u: Array
+    var_v: Array
+    mean_u: Array | None
+    mean_v: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class SingleArray(Array):
+    """``E[f(u)]`` or, of a dual, ``E[f(u) g(u)]``."""
+
+    of: Dual | Single
+    var: Array
+    mean: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class IntegralArray(Array):
+    """``E`` of a product of any functions of up to three Gaussian variables, by quadrature."""
+
+    integrand: Any
+    covariances: tuple[tuple[Array, ...], ...]
+    means: tuple[Array | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class GatherArray(Array):
+    """An array whose axis is read at the places of an index array (-1: zero); the index's axes take its place."""
+
+    source: Array
+    axis: int
+    index: Node | Tensor
+    copy: int
+
+
+@dataclass(frozen=True, eq=False)
+class OneHotArray(Array):
+    """One where the index equals the place on the last axis."""
+
+    index: Node | Tensor
+    copy: int
+
+
+@dataclass(frozen=True, eq=False)
+class ReshapeArray(Array):
+    """Finite axes split and merged: the last axes of the source, expanded to ``before``."""
+
+    source: Array
+    before: tuple[int, ...]
+
+
+Use = tuple[Array, tuple[Label, ...]]
+Delta = tuple[Label, Label]
+
+
+@dataclass(frozen=True)
+class Term:
+    """``coefficient * product of arrays * product of Kronecker deltas``."""
+
+    coefficient: float
+    uses: tuple[Use, ...] = ()
+    deltas: tuple[Delta, ...] = ()
+
+    def __mul__(self, other: Term) -> Term:
+        return Term(self.coefficient * other.coefficient, self.uses + other.uses, self.deltas + other.deltas)
+
+
+Poly = tuple[Term, ...]
+
+
+def product(first: Poly, second: Poly) -> Poly:
+    """All products of a term of each."""
+    return tuple(a * b for a in first for b in second)

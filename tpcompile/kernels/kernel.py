@@ -1,0 +1,257 @@
+"""``tp.kernel``: infinite-width covariance and tangent kernel of a user's own module over all pairs of inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tpcompile.errors import UsageError
+from tpcompile.evaluate.gaussian.run import Run, children
+from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
+from tpcompile.kernels.plan import Pairs, Plan, check_input, plan_kernels
+from tpcompile.laws import Law
+
+BLOCK_BYTES = 2**21  # of one array over a block: a few of them fit a core's cache
+Tick = Callable[[int, int], None]
+
+
+class Kernels(NamedTuple):
+    """Both kernels of one pass."""
+
+    nngp: Tensor
+    ntk: Tensor
+
+
+class Kernel:
+    """The limiting kernels of a module, compiled once and evaluated on any inputs. Made by :func:`kernel`."""
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        example: Tensor,
+        optimizer: Callable[..., Any] | None,
+        init: Mapping[str, Law] | None,
+        widths: Sequence[int] | None,
+    ) -> None:
+        self.example = example
+        self._build = lambda tangent: plan_kernels(make, example, tangent, optimizer, init, widths)
+        self._plans: dict[bool, Plan] = {}
+        self._plan(False)
+
+    def _plan(self, tangent: bool) -> Plan:
+        if tangent not in self._plans:
+            self._plans[tangent] = self._build(tangent)
+        return self._plans[tangent]
+
+    # facts ---------------------------------------------------------------------------------
+
+    @property
+    def program(self) -> Any:
+        """The tensor program of the model for one input."""
+        return self._plan(False).program.program
+
+    @property
+    def nngp_exponent(self) -> Fraction:
+        """Power of n in front of the NNGP."""
+        return self._plan(False).nngp.exponent
+
+    @property
+    def ntk_exponent(self) -> Fraction:
+        """Power of n in front of the tangent kernel."""
+        pairs = self._plan(True).ntk
+        assert pairs is not None
+        return pairs.exponent
+
+    @property
+    def forms(self) -> list[tuple[str, float | None]]:
+        """How each expectation is computed, in words, and its stated error (None where closed)."""
+        return list(self._plan(True in self._plans).moments.forms)
+
+    # values --------------------------------------------------------------------------------
+
+    def nngp(self, x1: Tensor, x2: Tensor | None = None, **options: Any) -> Tensor:
+        """Covariance of the output, ``(N1, N2)``, or ``(N1, N2, S, S)`` for per-position outputs."""
+        return self(x1, x2, "nngp", **options)
+
+    def ntk(self, x1: Tensor, x2: Tensor | None = None, **options: Any) -> Tensor:
+        """Tangent kernel, of the shape of :meth:`nngp`."""
+        return self(x1, x2, "ntk", **options)
+
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor | None = None,
+        get: str = "both",
+        *,
+        diagonal: bool = False,
+        dtype: torch.dtype | None = None,
+        block: int | None = None,
+        variances: Mapping[str, Tensor | float] | None = None,
+        progress: Tick | None = None,
+    ) -> Any:
+        """Kernels of all pairs of two batches of inputs, or of one with itself.
+
+        ``get`` is ``"nngp"``, ``"ntk"`` or ``"both"`` (a pair of both at the price of one pass). ``diagonal`` gives
+        ``(N,)`` values of each input with itself. ``block`` is the side of the blocks of pairs that are computed at a
+        time, ``variances`` replaces the variances of parameters by name (without powers of n; differentiable), and
+        ``dtype`` is the precision, that of x1 by default.
+        Raises UsageError for inputs that are no batch of inputs such as the example.
+        """
+        if get not in ("nngp", "ntk", "both"):
+            raise UsageError(f"get must be 'nngp', 'ntk' or 'both', found {get!r}")
+        check_input(x1, self.example, "x1")
+        if x2 is not None:
+            check_input(x2, self.example, "x2")
+        plan = self._plan(get != "nngp")
+        wanted = {"nngp": [plan.nngp], "ntk": [plan.ntk], "both": [plan.nngp, plan.ntk]}[get]
+        pairs = [p for p in wanted if p is not None]
+        dtype = dtype or (x1.dtype if x1.is_floating_point() else torch.get_default_dtype())
+        job = _Job(plan, pairs, dtype, dict(variances or {}))
+        found = job.diagonal(x1) if diagonal else job.matrix(x1, x2, block, progress)
+        return Kernels(*found) if get == "both" else found[0]
+
+
+class _Job:
+    """One evaluation of some kernels."""
+
+    def __init__(self, plan: Plan, pairs: list[Pairs], dtype: torch.dtype, variances: Mapping[str, Any]) -> None:
+        self.plan = plan
+        self.pairs = pairs
+        self.dtype = dtype
+        self.variances = variances
+
+    def _run(self, x1: Tensor, x2: Tensor) -> Run:
+        return Run(self.plan.moments, (x1, x2), self.dtype, self.variances)
+
+    def diagonal(self, x: Tensor) -> list[Tensor]:
+        """``(N, ...)`` values of every input with itself."""
+        values = self._run(x, x).evaluate([p.own[0] for p in self.pairs])
+        return [self._full(v, p, len(x), 1)[:, 0] for v, p in zip(values, self.pairs, strict=True)]
+
+    def matrix(self, x1: Tensor, x2: Tensor | None, block: int | None, progress: Tick | None) -> list[Tensor]:
+        """``(N1, N2, ...)`` values of all pairs."""
+        y = x1 if x2 is None else x2
+        if self._differentiable(x1, y):
+            return self._block(x1, y, x2 is None)
+        out = [torch.empty((len(x1), len(y), *p.positions, *p.positions), dtype=self.dtype) for p in self.pairs]
+        side = block or self._side()
+        tasks = list(_blocks(len(x1), len(y), side, x2 is None))
+        done = 0
+
+        def work(task: tuple[slice, slice]) -> None:
+            rows, columns = task
+            own = x2 is None and rows == columns
+            for target, value in zip(out, self._block(x1[rows], y[columns], own), strict=True):
+                target[rows, columns] = value
+                if x2 is None and not own:
+                    target[columns, rows] = _transposed(value)
+
+        with torch.no_grad(), _workers(len(tasks)) as run:
+            for _ in run(work, tasks):
+                done += 1
+                if progress is not None:
+                    progress(done, len(tasks))
+        return out
+
+    def _differentiable(self, *inputs: Tensor) -> bool:
+        values = [*inputs, *(v for v in self.variances.values() if isinstance(v, Tensor))]
+        return torch.is_grad_enabled() and any(v.requires_grad for v in values)
+
+    def _block(self, x1: Tensor, x2: Tensor, own: bool) -> list[Tensor]:
+        run = self._run(x1, x2)
+        values = run.evaluate([p.cross for p in self.pairs])
+        full = [self._full(v, p, len(x1), len(x2)) for v, p in zip(values, self.pairs, strict=True)]
+        if not own:
+            return full
+        return [_with_diagonal(k, d) for k, d in zip(full, self.diagonal(x1), strict=True)]
+
+    def _full(self, value: Tensor | None, pairs: Pairs, n1: int, n2: int) -> Tensor:
+        shape = (n1, n2, *pairs.positions, *pairs.positions)
+        if value is None:
+            return torch.zeros(shape, dtype=self.dtype)
+        kept = 2 + 2 * len(pairs.positions)
+        value = value.reshape(value.shape[:kept])
+        return value.expand(shape)
+
+    def _side(self) -> int:
+        size = max((_largest(p.cross) for p in self.pairs if p.cross is not None), default=1)
+        item = torch.finfo(self.dtype).bits // 8
+        return max(1, min(512, int((BLOCK_BYTES / (item * size)) ** 0.5)))
+
+
+def kernel(
+    make: Callable[[int], Any],
+    example_input: Tensor,
+    *,
+    optimizer: Callable[..., Any] | None = None,
+    init: Mapping[str, Law] | None = None,
+    widths: Sequence[int] | None = None,
+) -> Kernel:
+    """Compile the limiting kernels of a module (theory, section 8).
+
+    ``make(width)`` returns a module, or (module, optimizer): the optimizer's learning rates then scale the parameters'
+    shares of the tangent kernel. ``example_input`` is one input without batch axis; its values do not matter (integers
+    must be valid). ``init`` overrides laws of parameters, ``widths`` the probe widths.
+    Raises a TpcompileError that names the place for anything without a kernel.
+    """
+    if not isinstance(example_input, Tensor):
+        raise UsageError(f"example_input must be a tensor, found {type(example_input).__name__}")
+    return Kernel(make, example_input.detach(), optimizer, init, widths)
+
+
+def _blocks(n1: int, n2: int, side: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    for i in range(0, n1, side):
+        for j in range(i if symmetric else 0, n2, side):
+            yield slice(i, min(i + side, n1)), slice(j, min(j + side, n2))
+
+
+def _transposed(value: Tensor) -> Tensor:
+    """A block of the other triangle: pair axes and position axes swapped."""
+    half = (value.dim() - 2) // 2
+    return value.permute(1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
+
+
+def _with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
+    """A symmetric block with the diagonal computed as the diagonal."""
+    at = torch.arange(len(matrix))
+    if matrix.requires_grad or diagonal.requires_grad:
+        eye = torch.eye(len(matrix), dtype=torch.bool).reshape(*matrix.shape[:2], *([1] * (matrix.dim() - 2)))
+        return torch.where(eye, diagonal.unsqueeze(1), matrix)
+    matrix = matrix.clone() if matrix.stride(0) == 0 or matrix.stride(1) == 0 else matrix
+    matrix[at, at] = diagonal
+    return matrix
+
+
+@contextmanager
+def _workers(tasks: int) -> Iterator[Callable[..., Any]]:
+    """A map over as many threads as torch uses, each with one torch thread; the plain map for a single task."""
+    threads = torch.get_num_threads()
+    if threads == 1 or tasks == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _largest(root: Array) -> int:
+    """Entries for each pair of the largest array that another is computed from."""
+    most, stack, seen = 1, [root], set()
+    while stack:
+        array = stack.pop()
+        if array in seen:
+            continue
+        seen.add(array)
+        if not isinstance(array, ScalarArray):
+            most = max(most, math.prod(array.sizes))
+        stack += children(array)
+    return most

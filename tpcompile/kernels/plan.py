@@ -1,0 +1,128 @@
+"""From a model to what its kernels are computed from: programs for one input, and planned expectations over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcompile.capture import capture
+from tpcompile.errors import UsageError
+from tpcompile.evaluate.gaussian.moments import Factor, Moments, unified
+from tpcompile.evaluate.gaussian.terms import Array, Poly
+from tpcompile.ir import Data, Node
+from tpcompile.laws import Law
+from tpcompile.lowering.kernel import KernelProgram, compile_kernel
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One kernel as arrays: over all pairs, and of an input with itself; None where it is zero.
+
+    ``positions`` are the lengths of the output's axes that have a kernel of their own (they follow the pair axes, first
+    those of the first input); axes of independent equal outputs have none.
+    """
+
+    cross: Array | None
+    own: tuple[Array | None, Array | None]
+    positions: tuple[int, ...]
+    exponent: Fraction
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Planned kernels of a model: the NNGP and, where asked for, the tangent kernel."""
+
+    program: KernelProgram
+    moments: Moments
+    nngp: Pairs
+    ntk: Pairs | None
+
+
+def plan_kernels(
+    make: Callable[[int], Any],
+    example: Tensor,
+    tangent: bool,
+    optimizer: Callable[..., Any] | None,
+    init: Mapping[str, Law] | None,
+    widths: Sequence[int] | None,
+) -> Plan:
+    """Trace the model on one input, lower it and plan its kernels."""
+    captured = capture(
+        make,
+        generic(example)[None],
+        optimizer=optimizer,
+        init=init,
+        widths=widths,
+        variation=tangent,
+        growing=True,
+    )
+    program = compile_kernel(captured)
+    names = [n.op.name for n in program.program.nodes if isinstance(n.op, Data) and n.op.name.startswith("inputs#")]
+    moments = Moments(program.program, names[0] if names else "")
+    moments.plan_scalars()
+    nngp = _pairs(moments, program.output, program.output_exponent)
+    ntk = _pairs(moments, program.variation, program.variation_exponent) if tangent else None
+    return Plan(program, moments, nngp, ntk)
+
+
+def generic(example: Tensor) -> Tensor:
+    """An input of that shape without coincidences such as zeros or equal entries; integers stay."""
+    if not example.is_floating_point():
+        return example
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(example.shape, generator=generator, dtype=torch.float64).to(example.dtype)
+
+
+def _pairs(m: Moments, node: Node | None, exponent: Fraction) -> Pairs:
+    if node is None:
+        return Pairs(None, (None, None), (), Fraction(0))
+    a, b = m.factor(node, 0), m.factor(node, 1)
+    poly = m.moment((a, b))
+    independent = [_is_independent(poly, p, q) for p, q in zip(a.labels, b.labels, strict=True)]
+    kept = [i for i, free in enumerate(independent) if not free and a.labels[i] is not None]
+    sizes = tuple(m.lengths[label] for i in kept if (label := a.labels[i]) is not None)
+
+    def array(first: int, second: int) -> Array | None:
+        x, y = m.factor(node, first), m.factor(node, second)
+        y = Factor(
+            y.node, y.copy, tuple(p if free else q for p, q, free in zip(x.labels, y.labels, independent, strict=True))
+        )
+        out = [f.labels[i] for f in (x, y) for i in kept]
+        shared = [p for p, free in zip(x.labels, independent, strict=True) if free and p is not None]
+        found = m.array([x, y], [p for p in (*out, *shared) if p is not None])
+        return found
+
+    return Pairs(array(0, 1), (array(0, 0), array(1, 1)), sizes, 2 * exponent)
+
+
+def _is_independent(poly: Poly, p: int | None, q: int | None) -> bool:
+    """True if two outputs along an axis are independent and equal in law: a Kronecker delta in every term."""
+    if p is None or q is None:
+        return False
+    for term in poly:
+        names = unified(term.deltas)
+        if names.get(p, p) != names.get(q, q):
+            return False
+        if any(p in labels or q in labels for _, labels in term.uses):
+            return False
+    return True
+
+
+def check_input(x: Tensor, example: Tensor, name: str) -> None:
+    """UsageError unless x is a batch of inputs such as the example."""
+    if not isinstance(x, Tensor):
+        raise UsageError(f"{name} must be a tensor, found {type(x).__name__}")
+    if tuple(x.shape[1:]) != tuple(example.shape) or x.dim() == 0:
+        raise UsageError(
+            f"{name} must have shape (N, {', '.join(map(str, example.shape))}), found {tuple(x.shape)}",
+            advice="the example input that the kernel was made with has no batch axis",
+        )
+    if x.is_floating_point() != example.is_floating_point():
+        raise UsageError(f"{name} has dtype {x.dtype}, the example input {example.dtype}")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise UsageError(f"{name} contains values that are not finite")
