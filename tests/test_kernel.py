@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -14,13 +15,13 @@ import tpcompile as tp
 def scaled_mlp(
     act: Callable[[Tensor], Tensor], depth: int = 2, *, d: int = 3, k: int = 2, w: float = 2.0, b: float = 0.1
 ) -> Callable[[int], nn.Module]:
-    """An MLP in the NTK parametrization: weight variance ``w`` over the fan-in and bias variance ``b`` as multipliers."""
+    """An MLP in the NTK parametrization: weight variance ``w`` over the fan-in, bias variance ``b``, as multipliers."""
 
     class Net(nn.Module):
         def __init__(self, n: int) -> None:
             super().__init__()
             sizes = [d, *[n] * depth, k]
-            self.weights = nn.ParameterList([torch.randn(o, i) for i, o in zip(sizes, sizes[1:], strict=False)])
+            self.weights = nn.ParameterList([torch.randn(o, i) for i, o in itertools.pairwise(sizes)])
             self.biases = nn.ParameterList([torch.randn(o) for o in sizes[1:]])
 
         def forward(self, x: Tensor) -> Tensor:
