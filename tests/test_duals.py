@@ -48,7 +48,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize(("f", "g"), itertools.combinations_with_replacement(FUNCTIONS, 2))
+@pytest.mark.parametrize(("f", "g"), list(itertools.combinations_with_replacement(FUNCTIONS, 2)))
 def test_closed_forms_agree_with_quadrature(f: str, g: str) -> None:
     a, b = FUNCTIONS[f], FUNCTIONS[g]
     how = dual(a, b)

@@ -65,26 +65,33 @@ class State:
         self,
         cov: tuple[Value, Value, Value],
         det: Value,
-        mean: tuple[Value, Value],
+        base: tuple[Value, Value],
+        rates: tuple[complex, complex] = (0.0, 0.0),
         floor: tuple[Value, Value] = (0.0, 0.0),
+        slopes: tuple[Value, Value] | None = None,
     ) -> None:
-        self.cov, self.mean = cov, mean
+        self.cov, self.base, self.rates = cov, base, rates
         self.det = det
         """Determinant of the covariance, carried along: computed afresh it would cancel at high correlation."""
         self.floor = floor
         """Rounding error of the variances: a gate within that of a conditional mean stays half open."""
+        self.slopes = slopes
+        """``cov / var_u`` and ``cov / var_v`` where they are known with the rounding that the determinant has."""
+        tilts = (_times(real(r), self.c(i, j)) for i in (0, 1) for j, r in enumerate(rates))
+        first, second, third, fourth = tilts
+        self.mean = (_sum((base[0], first, second)), _sum((base[1], third, fourth)))
+        """Under the law with the density ``exp(rates . x)``, as all expectations here are."""
         self.memo: dict[Any, Any] = {}
 
     def c(self, i: int, j: int) -> Value:
         return self.cov[i + j]
 
-    def shift(self, rates: tuple[complex, complex]) -> tuple[Value, State]:
-        """``exp(rates . x)``: the exponent's expectation, and the variables under the tilted law."""
+    def tilt(self, rates: tuple[complex, complex]) -> tuple[Value, State]:
+        """The expectation of ``exp(rates . x)`` as an exponent, and the variables under the law with that density."""
         squares = (rates[0] ** 2 / 2, rates[0] * rates[1], rates[1] ** 2 / 2)
         exponent = _sum(_times(real(s), c) for s, c in zip(squares, self.cov, strict=True))
-        exponent = _sum((exponent, *(_times(real(r), m) for r, m in zip(rates, self.mean, strict=True))))
-        moved = (_sum((self.mean[i], *(_times(real(r), self.c(i, j)) for j, r in enumerate(rates)))) for i in (0, 1))
-        return exponent, State(self.cov, self.det, (*moved,), self.floor)  # type: ignore[arg-type]
+        exponent = _sum((exponent, *(_times(real(r), m) for r, m in zip(rates, self.base, strict=True))))
+        return exponent, State(self.cov, self.det, self.base, rates, self.floor, self.slopes)
 
     def condition(self, i: int, bump: Bump) -> tuple[Value, State]:
         """A bump at variable i: the expectation of it, and the variables given that ``x_i + width noise = shift``."""
@@ -100,7 +107,7 @@ class State:
         if not _zero(away):
             weight = weight * torch.exp(-0.5 * away * away * inv) if torch.is_tensor(away * inv) else weight
         slope_i = 1.0 if not width2 else _times(self.c(i, i), inv)
-        slope_j = _times(self.c(0, 1), inv)
+        slope_j = self.slopes[i] if self.slopes and not width2 else _times(self.c(0, 1), inv)
         own = 0.0 if not width2 else _times(width2, slope_i)
         cross = 0.0 if not width2 else _times(width2, slope_j)
         other = _times(_sum((self.det, _times(width2, self.c(j, j)))), inv)
@@ -109,10 +116,11 @@ class State:
             floor[j] = torch.finfo(other.dtype).eps * self.c(j, j)
         det = 0.0 if not width2 else _times(_times(width2, self.det), inv)
         cov = (own, cross, other) if i == 0 else (other, cross, own)
-        moved_i = bump.shift if not width2 else _sum((self.mean[i], _times(slope_i, away)))
-        moved_j = _sum((self.mean[j], _times(slope_j, away)))
-        mean = (moved_i, moved_j) if i == 0 else (moved_j, moved_i)
-        self.memo[key] = weight, State(cov, det, mean, (floor[0], floor[1]))
+        away = _sum((bump.shift, _times(-1.0, self.base[i])))  # before the tilt: the means then get it afresh
+        moved_i = bump.shift if not width2 else _sum((self.base[i], _times(slope_i, away)))
+        moved_j = _sum((self.base[j], _times(slope_j, away)))
+        base = (moved_i, moved_j) if i == 0 else (moved_j, moved_i)
+        self.memo[key] = weight, State(cov, det, base, self.rates, (floor[0], floor[1]))
         return self.memo[key]
 
     def moment(self, powers: tuple[int, int], gates: Gates) -> Value:
@@ -169,7 +177,11 @@ class State:
         rho = _clamp(_times(cov, _times(*(_inverse_sqrt(v) for v in variances))))
         scaled = [_scaled(m, v) for m, v in zip(means, variances, strict=True)]
         a, b = (d or 1 for d in directions)
-        both = bivariate_normal_cdf(*_tensors(_times(a, scaled[0]), _times(b, scaled[1]), _times(a * b, rho)))
+        complement = _times(
+            self._determinant(gates), _times(*(_times(_inverse_sqrt(v), _inverse_sqrt(v)) for v in variances))
+        )
+        arguments = (_times(a, scaled[0]), _times(b, scaled[1]), _times(a * b, rho), complement)
+        both = bivariate_normal_cdf(*_tensors(*arguments))
         if directions[0] == 0 and directions[1] == 0:
             return 4 * both - 2 * _gate(1, scaled[0]) - 2 * _gate(1, scaled[1]) + 1
         if 0 in directions:
@@ -190,8 +202,9 @@ def two_variables(f: Expression, g: Expression, pair: Pair) -> Tensor:
     state = pair.memo.get("state")
     if state is None:
         det = (pair.std_u * pair.std_v * pair.root).square()
+        slopes = (pair.rho * (pair.std_v * inverse(pair.std_u)), pair.rho * (pair.std_u * inverse(pair.std_v)))
         means = tuple(0.0 if m is None else m for m in (pair.mean_u, pair.mean_v))
-        state = pair.memo["state"] = State((pair.var_u, pair.cov, pair.var_v), det, means)  # type: ignore[arg-type]
+        state = pair.memo["state"] = State((pair.var_u, pair.cov, pair.var_v), det, means, slopes=slopes)  # type: ignore[arg-type]
     total = _sum(_atoms(a, b, state) for a in _basis(f, pair.centred) for b in _basis(g, pair.centred))
     return _like(total, pair.cov)
 
@@ -214,7 +227,7 @@ def _atoms(a: Atom, b: Atom, state: State) -> Value:
             weight = _times(weight, factor)
     exponent: Value = 0.0
     if a.rate or b.rate:
-        exponent, state = state.shift((a.rate, b.rate))
+        exponent, state = state.tilt((a.rate, b.rate))
     gates: Gates = tuple((0, g) for g in a.gates) + tuple((1, g) for g in b.gates)
     value = _times(weight, state.moment((a.power, b.power), gates))
     if not _zero(exponent):

@@ -13,17 +13,20 @@ _STEEP = 0.925
 """Correlation from which the integral over the correlation is taken from one downwards, not from zero upwards."""
 
 
-def bivariate_normal_cdf(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
-    """``P(X < h, Y < k)`` for standard normals of correlation rho; arguments of one shape."""
+def bivariate_normal_cdf(h: Tensor, k: Tensor, rho: Tensor, complement: Tensor) -> Tensor:
+    """``P(X < h, Y < k)`` for standard normals of correlation rho, of which ``complement = 1 - rho^2``.
+
+    Arguments are of one shape. The complement is asked for because at high correlation it cannot be had from rho.
+    """
     steep = rho.abs() >= _STEEP
     if not steep.any():
         return _from_zero(h, k, rho)
     if steep.all():
-        return _from_one(h, k, rho)
+        return _from_one(h, k, rho, complement)
     out = torch.empty_like(rho)
     flat = ~steep
     out[flat] = _from_zero(h[flat], k[flat], rho[flat])
-    out[steep] = _from_one(h[steep], k[steep], rho[steep])
+    out[steep] = _from_one(h[steep], k[steep], rho[steep], complement[steep])
     return out
 
 
@@ -39,12 +42,11 @@ def _from_zero(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
     return total.mul_(half).div_(2 * math.pi).add_(torch.special.ndtr(h) * torch.special.ndtr(k))
 
 
-def _from_one(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
+def _from_one(h: Tensor, k: Tensor, rho: Tensor, a2: Tensor) -> Tensor:
     """The same integral down from correlation one (or up from minus one), its singular part taken out (Genz)."""
     sign = torch.where(rho < 0, -1.0, 1.0).to(rho.dtype)
     h, k = -h, -k * sign  # upper tails, and Y mirrored where the correlation is negative
     hk = h * k
-    a2 = ((1 - rho.abs()) * (1 + rho.abs())).clamp(min=0)
     a = a2.sqrt()
     b = (h - k).abs()
     b2 = b * b
