@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 from zoo import cases
+from zoo_sequences import split_cases
 
 from tpcompile.capture import capture
 from tpcompile.evaluate.reference import run
@@ -14,7 +15,7 @@ from tpcompile.lowering.request import requests
 from tpcompile.simulate import build, seeded, simulate
 
 WIDTH = 24
-CASES = cases()
+CASES = cases() | split_cases()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,7 +7,7 @@ from zoo import data, mlp
 
 import tpcompile as tp
 from tpcompile.errors import EvaluationError, UsageError
-from tpcompile.evaluate.frames import Frame, LazyMatrix, Rows, Side, Source
+from tpcompile.evaluate.frames import LazyMatrix, Rows, Side, Source, frame
 from tpcompile.evaluate.memory import bytes_per_particle, parse_bytes
 from tpcompile.evaluate.particles import Plan, Run
 from tpcompile.laws import Normal, Uniform
@@ -17,7 +17,7 @@ X, Y = data()
 
 
 def lazy(out_ratio=1.0, in_ratio=1.0, std=0.7, dtype=torch.float64):
-    frames = [Frame(M, dtype, Source(40, M, seed)) for seed in (1, 2)]
+    frames = [frame(M, dtype, Source(40, M, seed)) for seed in (1, 2)]
     sides = [Side(f, Rows(4, M, dtype), f.segment(4)) for f in frames]
     return LazyMatrix(std, sides[0], sides[1], out_ratio, in_ratio), frames
 
@@ -63,9 +63,9 @@ def test_dependent_rows_need_no_new_gaussians():
 
 @pytest.mark.parametrize("law", [Normal(2.0, mean=1.0), Uniform(-1.0, 3.0)])
 def test_draws_have_their_moments_exactly(law):
-    frame = Frame(M, torch.float64, Source(6, M, 3))
-    first = frame.segment(2).append(frame.normals(2))
-    x = frame.draw(law, 3)
+    drawn = frame(M, torch.float64, Source(6, M, 3))
+    first = drawn.segment(2).append(drawn.normals(2))
+    x = drawn.draw(law, 3)
     centred = x - 1.0
     std = 2.0 if isinstance(law, Normal) else 4 / 12**0.5
     assert torch.allclose(centred.mean(1), torch.zeros(3, dtype=x.dtype), atol=1e-12)

@@ -39,9 +39,7 @@ FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "fft": (lambda m, x: m.c(torch.fft.fft(m.a(x)).real), "fft"),
     "rounding": (lambda m, x: m.c(m.a(x).round()), "round"),
     "tan": (lambda m, x: m.c(m.a(x).tan()), "tan"),
-    "part of the width": (lambda m, x: m.a(x)[:, : m.a.out_features // 2].sum(-1, keepdim=True), "axis 1"),
     "one coordinate": (lambda m, x: m.a(x)[:, :1], "axis 1"),
-    "halves of the width": (lambda m, x: m.c(torch.cat(m.a(x).chunk(2, -1)[::-1], -1)), "split"),
     "matrix times matrix": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight @ m.b.weight)), "two matrices"),
     "norm of a matrix": (lambda m, x: m.c(m.b(m.a(x))) / m.b.weight.norm(), "two matrices"),
     "inverse": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight.inverse())), "whole matrix"),
@@ -67,7 +65,6 @@ MODULES: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "group norm": (lambda n: nn.GroupNorm(4, n), "module '1'"),
     "softmax": (lambda n: nn.Softmax(-1), "module '1'"),
     "prelu": (lambda n: nn.PReLU(), "module '1'"),
-    "glu": (lambda n: nn.Sequential(nn.Linear(n, 2 * n), nn.GLU()), "module '1.1'"),
 }
 
 

@@ -9,7 +9,7 @@ mean sigma^2 <a, b> / n, of order n^(-1/2), and its sum over the width is as lar
 from __future__ import annotations
 
 from tpcompile.analysis.parity import LocalParity, Parity
-from tpcompile.ir import Expand, Init, MatMul, Mul, Node, Permute, View
+from tpcompile.ir import Expand, Init, MatMul, MergeWidth, Mul, Node, Permute, Slice, SplitWidth, Unslice, View
 from tpcompile.laws import is_symmetric
 
 
@@ -43,7 +43,7 @@ def _free_factors(g: Node) -> set[Node]:
         x = stack.pop()
         if isinstance(x.op, Mul):
             stack.extend(y for y in x.operands if y.kind == "vector")
-        elif isinstance(x.op, View | Permute | Expand):
+        elif isinstance(x.op, View | Permute | Expand | Slice | Unslice | SplitWidth | MergeWidth):
             stack.extend(x.operands)
         else:
             factors.append(x)

@@ -27,12 +27,14 @@ from tpcompile.ir import (
     Gaussian,
     Init,
     Map,
+    MergeWidth,
     Mul,
     Node,
     Op,
     Permute,
     Scatter,
     Slice,
+    SplitWidth,
     Sum,
     Unslice,
     View,
@@ -66,7 +68,7 @@ def execute(op: Op, x: Sequence[Tensor], dims: Dims, length: Length, dtype: torc
             return contract(spec, x)
         case Concat(axis=axis):
             return torch.cat(list(x), dim=axis)
-        case View():
+        case View() | SplitWidth() | MergeWidth():
             return x[0].reshape(shape(dims, length))
         case Permute(order=order):
             return x[0].permute(order)

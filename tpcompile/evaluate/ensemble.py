@@ -28,10 +28,14 @@ _LEAST_WITH_OTHERS = 128  # where some random scalars are drawn independently
 
 @dataclass
 class _Joint:
-    """Gaussian scalars seen so far: their summands on the particles and one draw of their values."""
+    """Gaussian scalars seen so far and their summands on the particles.
+
+    Sums over axes that are blocks of one another are all sums over the unit of their group: there the summands of
+    the blocks of one unit coordinate are added up, so that whatever the blocks have in common counts.
+    """
 
     nodes: list[Node]
-    summands: list[Tensor]  # (entries, M) each
+    summands: list[Tensor]  # (entries, M) each, over units and divided by sqrt(blocks)
     domains: list[Domain]
 
     def covariance(self, particles: int, parity: Parity) -> Tensor:
@@ -40,13 +44,20 @@ class _Joint:
         for a, x, d in zip(self.nodes, self.summands, self.domains, strict=True):
             row = []
             for b, y, e in zip(self.nodes, self.summands, self.domains, strict=True):
-                if not settled(a, b, d == e, parity):
+                together = d.group == e.group
+                if together and (d.mixed or e.mixed):
+                    raise EvaluationError(
+                        "a Gaussian sum over a width axis whose blocks are taken in two different orders",
+                        where=f"{a.op.mnemonic} {a.dims}",
+                        advice="split and merge the axis in one order (all neighbours, or all interleaved)",
+                    )
+                if not settled(a, b, together, parity):
                     raise EvaluationError(
                         "two Gaussian sums meet the same matrix from both sides: their covariance is not settled",
                         where=f"{a.op.mnemonic} {a.dims} and {b.op.mnemonic} {b.dims}",
                         advice="condition on a zero output with output_init='zero' if they enter the output only",
                     )
-                row.append(x @ y.T / particles if d == e else x.new_zeros((x.shape[0], y.shape[0])))
+                row.append(x @ y.T / particles if together else x.new_zeros((x.shape[0], y.shape[0])))
             rows.append(torch.cat(row, 1))
         return torch.cat(rows)
 
@@ -147,10 +158,11 @@ def _append(joint: _Joint, run: Run, g: Node) -> None:
         if not isinstance(dim, int)
     )
     psi = torch.einsum(",".join(inputs) + "->" + out + width, *(run.values[x] for x in g.operands))
+    domain = run.plan.domains.of[next(x for x in g.operands if x.kind == "vector")]
     joint.nodes.append(g)
-    joint.summands.append(psi.reshape(-1, run.particles))
-    vector = next(x for x in g.operands if x.kind == "vector")
-    joint.domains.append(run.plan.domains.of[vector])
+    psi = psi.reshape(-1, domain.outer, run.particles, domain.inner)
+    joint.summands.append(psi.sum((1, 3)) / domain.blocks**0.5)
+    joint.domains.append(domain)
 
 
 def _root(joint: _Joint, run: Run, parity: Parity, live: list[bool]) -> Tensor:
@@ -232,14 +244,14 @@ def _scalar(
 
 def _mark(run: Run) -> tuple[list[tuple[int, Tensor | None]], list[int]]:
     """How many rows and Sobol dimensions are in use: where every member starts from."""
-    sources = [(f.source.used, f.ready) for f in run.frames.values()]
+    sources = [(span.source.used, span.ready) for span in run.spans]
     rows = [r.count for m in run.matrices.values() for r in _rows(m)]
     return sources, rows
 
 
 def _rewind(run: Run, marks: tuple[list[tuple[int, Tensor | None]], list[int]]) -> None:
-    for frame, (used, ready) in zip(run.frames.values(), marks[0], strict=True):
-        frame.source.used, frame.ready = used, ready
+    for span, (used, ready) in zip(run.spans, marks[0], strict=True):
+        span.source.used, span.ready = used, ready
     stacks = [r for m in run.matrices.values() for r in _rows(m)]
     for stack, count in zip(stacks, marks[1], strict=True):
         stack.count = count

@@ -45,21 +45,60 @@ class Rows:
         return self._buffer[: self.count]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The order of a domain's particles: ``(outer, units, inner)``, where the blocks of one unit row are independent.
+
+    A row of the domain is ``blocks`` rows of ``units`` particles each, and back.
+    """
+
+    units: int
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def blocks(self) -> int:
+        """Number of rows of units that make a row."""
+        return self.outer * self.inner
+
+    @property
+    def particles(self) -> int:
+        """Length of a row."""
+        return self.units * self.blocks
+
+    def apart(self, rows: Tensor) -> Tensor:
+        """(R, particles) to (R blocks, units)."""
+        if self.blocks == 1:
+            return rows
+        return rows.reshape(-1, self.outer, self.units, self.inner).transpose(2, 3).reshape(-1, self.units)
+
+    def together(self, blocks: Tensor) -> Tensor:
+        """Inverse of :meth:`apart`."""
+        if self.blocks == 1:
+            return blocks
+        return blocks.reshape(-1, self.outer, self.inner, self.units).transpose(2, 3).reshape(-1, self.particles)
+
+
 class Source:
     """Uniform numbers of a scrambled Sobol sequence, one dimension a row, in order of use.
 
-    ``part`` and ``parts`` select an aligned run of the points: each half of a Sobol net is a net.
+    ``part`` and ``parts`` select an aligned run of the points: each half of a Sobol net is a net. Two runs of one
+    dimension, or two sequences of different scrambling, are functions of each other: whatever meets coordinate by
+    coordinate must take its rows from one source. ``sobol`` False makes all numbers pseudo-random.
     """
 
-    def __init__(self, dimension: int, particles: int, seed: int, part: int = 0, parts: int = 1) -> None:
+    def __init__(
+        self, dimension: int, particles: int, seed: int, part: int = 0, parts: int = 1, sobol: bool = True
+    ) -> None:
         self.used = 0
-        self._seed = seed
         self._particles = particles
         self._rows = dimension
-        self._dimension = max(1, min(dimension, SOBOL_DIMENSIONS))
-        points = SobolEngine(self._dimension, scramble=True, seed=seed).draw(particles * parts, dtype=torch.float64)
-        points = points[part * particles : (part + 1) * particles]
-        self._points = points.T.contiguous().add_(2.0**-31)  # never 0: the engine has 30 bits
+        self._dimension = max(1, min(dimension, SOBOL_DIMENSIONS)) if sobol else 0
+        self._seed = seed if sobol else seed * 2 + part  # halves of pseudo-random points are two draws
+        if sobol:
+            points = SobolEngine(self._dimension, scramble=True, seed=seed).draw(particles * parts, dtype=torch.float64)
+            points = points[part * particles : (part + 1) * particles]
+            self._points = points.T.contiguous().add_(2.0**-31)  # never 0: the engine has 30 bits
 
     @property
     def left(self) -> int:
@@ -77,58 +116,91 @@ class Source:
 
 
 @dataclass
-class Frame:
-    """The Gaussians of one domain: every new one orthonormal to all before and to the constants."""
+class Span:
+    """Rows that are orthonormal to each other and to the constants: every new one to all before.
 
-    particles: int
+    ``layout`` makes a row from rows of the source.
+    """
+
+    layout: Layout
     dtype: torch.dtype
     source: Source
-    drawn: list[Rows] = field(default_factory=list)
+    drawn: list[tuple[Rows, Layout]] = field(default_factory=list)  # and how each is made of rows of the span
     ready: Tensor | None = None  # orthonormal rows drawn ahead, in large blocks for speed
-
-    def segment(self, capacity: int) -> Rows:
-        """A new stack of rows that later draws are orthogonal to."""
-        rows = Rows(max(capacity, 1), self.particles, self.dtype)
-        self.drawn.append(rows)
-        return rows
 
     def normals(self, rows: int) -> Tensor:
         """Fresh standard normals, orthonormal in L2 to each other and to everything drawn; shape (rows, M)."""
         have = 0 if self.ready is None else self.ready.shape[0]
         if have < rows:
-            ahead = max(rows - have, min(AHEAD, self.source.left))
-            z = normal_quantile(self.source.uniform(ahead)).to(self.dtype)
-            more = self._orthonormal(z, self.ready)
+            ahead = max(rows - have, min(AHEAD, self.source.left // self.layout.blocks))
+            z = normal_quantile(self._uniform(ahead)).to(self.dtype)
+            more = self._orthonormal(z)
             self.ready = more if self.ready is None else torch.cat([self.ready, more])
         assert self.ready is not None
         out, self.ready = self.ready[:rows], self.ready[rows:]
         return out
 
     def draw(self, law: Law, rows: int) -> Tensor:
-        """Fresh draws of a law with its exact mean and covariance; shape (rows, M)."""
+        """Fresh draws of a law, standardised exactly; shape (rows, M)."""
         mean, std = mean_and_std(law)
-        u = self.source.uniform(rows)
-        standard = (quantile(law, u) - mean) / std if std > 0 else torch.zeros_like(u)
-        if std == 0:
-            return torch.full((rows, self.particles), mean, dtype=self.dtype)
-        fresh = self._orthonormal(standard.to(self.dtype), self.ready)
-        self.segment(rows).append(fresh)
-        return fresh * std + mean
+        standard = (quantile(law, self._uniform(rows)) - mean) / std
+        return self._orthonormal(standard.to(self.dtype))
 
-    def _orthonormal(self, z: Tensor, ready: Tensor | None) -> Tensor:
-        known = [rows.value for rows in self.drawn if rows.count]
-        known += [ready] if ready is not None and ready.shape[0] else []
+    def _uniform(self, rows: int) -> Tensor:
+        return self.layout.together(self.source.uniform(rows * self.layout.blocks))
+
+    def _orthonormal(self, z: Tensor) -> Tensor:
+        known = [layout.apart(rows.value) for rows, layout in self.drawn if rows.count]
+        known += [self.ready] if self.ready is not None and self.ready.shape[0] else []
         total = 1 + z.shape[0] + sum(rows.shape[0] for rows in known)
-        if total > self.particles // 2:
+        particles = self.layout.particles
+        if total > particles // 2:
             raise EvaluationError(
-                f"{total} independent directions on one width axis need more than {self.particles} particles",
+                f"{total} independent directions on one width axis need more than {particles} particles",
                 advice=f"set particles={2 ** math.ceil(math.log2(4 * total))} or more",
             )
         z = z - z.mean(1, keepdim=True)
         for basis in known:
-            z.addmm_(z @ basis.T, basis, alpha=-1.0 / self.particles)
+            z.addmm_(z @ basis.T, basis, alpha=-1.0 / particles)
         # rows in order, so that early directions keep their low discrepancy
-        return _solve(torch.linalg.cholesky((z @ z.T).div_(self.particles)), z)
+        return _solve(torch.linalg.cholesky((z @ z.T).div_(particles)), z)
+
+
+@dataclass
+class Frame:
+    """The Gaussians of one domain, made of rows of a span, which may be that of its whole group."""
+
+    layout: Layout
+    span: Span
+
+    @property
+    def particles(self) -> int:
+        """Number of particles of the domain."""
+        return self.layout.particles
+
+    def segment(self, capacity: int) -> Rows:
+        """A new stack of rows that later draws are orthogonal to."""
+        rows = Rows(max(capacity, 1), self.particles, self.span.dtype)
+        self.span.drawn.append((rows, self.layout))
+        return rows
+
+    def normals(self, rows: int) -> Tensor:
+        """Fresh standard normals, orthonormal in L2 to each other and to everything drawn; shape (rows, M)."""
+        return self.layout.together(self.span.normals(rows * self.layout.blocks))
+
+    def draw(self, law: Law, rows: int) -> Tensor:
+        """Fresh draws of a law with its exact mean and covariance; shape (rows, M)."""
+        mean, std = mean_and_std(law)
+        if std == 0:
+            return torch.full((rows, self.particles), mean, dtype=self.span.dtype)
+        fresh = self.layout.together(self.span.draw(law, rows * self.layout.blocks))
+        self.segment(rows).append(fresh)
+        return fresh * std + mean
+
+
+def frame(particles: int, dtype: torch.dtype, source: Source) -> Frame:
+    """The frame of a domain that shares its particles with no other."""
+    return Frame(Layout(particles), Span(Layout(particles), dtype, source))
 
 
 def normal_quantile(u: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tpcompile.errors import EvaluationError, UsageError
 from tpcompile.evaluate.domains import finite_size
 from tpcompile.evaluate.frames import AHEAD, SOBOL_DIMENSIONS
 from tpcompile.evaluate.particles import Plan
-from tpcompile.ir import Concat, Expand, Node, Permute, Slice, View
+from tpcompile.ir import Concat, Expand, Node, Permute, Slice, SplitWidth, View
 
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _BASE = 5e7  # the small things: scalars, temporaries of torch
@@ -63,20 +63,26 @@ def _bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
     item = torch.empty((), dtype=dtype).element_size()
     alive: dict[Node, int] = {}
     peak = 0
+
+    def size(node: Node) -> int:
+        return finite_size(node) * plan.domains.of[node].blocks
+
     for i, node in enumerate(plan.program.nodes):
-        if node.kind == "vector" and not isinstance(node.op, View | Permute | Expand | Slice):
-            alive[node] = 0 if isinstance(node.op, Concat) and node in plan.histories else finite_size(node)
+        if node.kind == "vector" and not isinstance(node.op, View | Permute | Expand | Slice | SplitWidth):
+            alive[node] = 0 if isinstance(node.op, Concat) and node in plan.histories else size(node)
         # an operation holds its result and about two temporaries of its size
-        peak = max(peak, sum(alive.values()) + 2 * (finite_size(node) if node.kind == "vector" else 0))
+        peak = max(peak, sum(alive.values()) + 2 * (size(node) if node.kind == "vector" else 0))
         if not plan.scalars:
             for x in node.operands:
                 if plan.last_use.get(x, 0) <= i:
                     alive.pop(x, None)
     last = {first: node for node, (first, _) in plan.histories.items()}
-    histories = sum(finite_size(node) for node in last.values())
-    columns = 2 * sum(plan.domains.columns.values())  # a basis row and a fresh row each
-    ahead = sum(min(AHEAD, d.rows) for d in plan.domains.all())
-    sobol = sum(min(SOBOL_DIMENSIONS, d.rows) for d in plan.domains.all())
+    histories = sum(size(node) for node in last.values() if node.kind == "vector")
+    columns = 0  # each product is a basis row on the side that it contracts and a fresh row on the other
+    for (matrix, _), count in plan.domains.columns.items():
+        columns += count * sum(d.blocks for d in plan.domains.sides[matrix])
+    ahead = sum(min(AHEAD, d.rows * d.blocks) for d in plan.domains.all())
+    sobol = sum(min(SOBOL_DIMENSIONS, d.rows * d.blocks) for d in plan.domains.all())
     return (peak + histories + columns + ahead) * item + 2 * sobol * 8
 
 

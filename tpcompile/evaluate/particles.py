@@ -11,7 +11,7 @@ from torch import Tensor
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, Domains, find_domains, finite_size
-from tpcompile.evaluate.frames import Frame, LazyMatrix, Rows, Side, Source
+from tpcompile.evaluate.frames import Frame, Layout, LazyMatrix, Rows, Side, Source, Span
 from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Program, Width
 from tpcompile.laws import Normal
 
@@ -81,7 +81,11 @@ def _histories(program: Program) -> dict[Node, tuple[Node, int]]:
 
 @dataclass
 class Run:
-    """One evaluation on one set of particles."""
+    """One evaluation on one set of particles.
+
+    ``particles`` is the number of each domain that is no block of another and has none; in a group of domains the
+    unit axis has as many.
+    """
 
     plan: Plan
     particles: int
@@ -93,15 +97,30 @@ class Run:
     values: dict[Node, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.frames = {d: self._frame(d) for d in self.plan.domains.all()}
+        self.spans: list[Span] = []
+        self.frames = {d: f for group in self.plan.domains.groups() for d, f in self._frames(group).items()}
         # one for each index of a matrix's finite axes
         self.matrices = {(m, f): self._matrix(m) for m in self.plan.domains.sides for f in range(finite_size(m))}
         self.buffers: dict[Node, Tensor] = {}
 
-    def _frame(self, domain: Domain) -> Frame:
-        seed = self.seed * 7919 + 104729 * domain.index + 1
-        source = Source(domain.rows, self.particles, seed % (2**31), self.part, self.parts)
-        return Frame(self.particles, self.dtype, source)
+    def _frames(self, group: tuple[Domain, ...]) -> dict[Domain, Frame]:
+        """One source for the domains of a group, and one span of its unit rows where they are not too many."""
+        first = group[0]
+        rows = sum(d.rows * d.blocks for d in group)
+        seed = (self.seed * 7919 + 104729 * first.group + 1) % (2**31)
+        source = Source(rows, self.particles, seed, self.part, self.parts, sobol=not first.mixed)
+        layouts = {d: Layout(self.particles, d.outer, d.inner) for d in group}
+        if first.mixed or (len(group) > 1 and rows > self.particles // 4):
+            spans = {d: Span(layout, self.dtype, source) for d, layout in layouts.items()}
+            self.spans += spans.values()
+            return {d: Frame(Layout(layouts[d].particles), span) for d, span in spans.items()}
+        span = Span(Layout(self.particles), self.dtype, source)
+        self.spans.append(span)
+        return {d: Frame(layout, span) for d, layout in layouts.items()}
+
+    def count(self, node: Node) -> int:
+        """Number of particles of a vector."""
+        return self.frames[self.plan.domains.of[node]].particles
 
     def _matrix(self, node: Node) -> LazyMatrix:
         assert isinstance(node.op, Init)
@@ -109,11 +128,12 @@ class Run:
         out, into = (self.frames[d] for d in self.plan.domains.sides[node])
         forward = self.plan.domains.columns.get((node, False), 0) // finite_size(node)
         backward = self.plan.domains.columns.get((node, True), 0) // finite_size(node)
-        def rows(n: int) -> Rows:
-            return Rows(min(max(n, 1), self.particles), self.particles, self.dtype)
 
-        out_side = Side(out, rows(backward), out.segment(min(forward, self.particles)))
-        in_side = Side(into, rows(forward), into.segment(min(backward, self.particles)))
+        def rows(n: int, frame: Frame) -> Rows:
+            return Rows(min(max(n, 1), frame.particles), frame.particles, self.dtype)
+
+        out_side = Side(out, rows(backward, out), out.segment(min(forward, into.particles)))
+        in_side = Side(into, rows(forward, into), into.segment(min(backward, out.particles)))
         ratios = [d.ratio for d in node.dims if isinstance(d, Width)]
         return LazyMatrix(node.op.law.std, out_side, in_side, float(ratios[0]), float(ratios[1]), self.dot)
 
@@ -149,27 +169,30 @@ class Run:
             case Gaussian():
                 raise EvaluationError("a Gaussian scalar outside an ensemble")
             case Contract():
-                out = execute(op, [self.values[x] for x in node.operands], node.dims, self._length, self.dtype)
+                out = self._execute(node)
                 averaged = op.contracted_width(tuple(x.dims for x in node.operands)) is not None
-                return out / self.particles if averaged else out
+                return out / self.count(next(x for x in node.operands if x.kind == "vector")) if averaged else out
             case Concat() if node in self.plan.histories:
                 return self._history(node)
             case _:
-                return execute(op, [self.values[x] for x in node.operands], node.dims, self._length, self.dtype)
+                return self._execute(node)
 
-    def _length(self, width: Width) -> int:
-        return self.particles
+    def _execute(self, node: Node) -> Tensor:
+        def length(width: Width) -> int:
+            return self.count(node)
+
+        return execute(node.op, [self.values[x] for x in node.operands], node.dims, length, self.dtype)
 
     def _flatten(self, node: Node) -> Tensor:
         """Rows of a vector, shape (finite entries, M)."""
         x = self.values[node]
         axis = next(i for i, d in enumerate(node.dims) if isinstance(d, Width))
-        return torch.movedim(x, axis, -1).reshape(-1, self.particles)
+        return torch.movedim(x, axis, -1).reshape(-1, self.count(node))
 
     def _unflatten(self, rows: Tensor, node: Node) -> Tensor:
         axis = next(i for i, d in enumerate(node.dims) if isinstance(d, Width))
         finite = [d for d in node.dims if isinstance(d, int)]
-        return torch.movedim(rows.reshape(*finite, self.particles), -1, axis)
+        return torch.movedim(rows.reshape(*finite, self.count(node)), -1, axis)
 
     def _history(self, node: Node) -> Tensor:
         first, final = self.plan.histories[node]

@@ -264,6 +264,54 @@ def _segments(dims: Dims) -> list[Any]:
 
 
 @dataclass(frozen=True)
+class SplitWidth(Op):
+    """Blocks of a width axis as a finite axis: ``Width(r)`` becomes ``(parts, Width(r / parts))``.
+
+    ``inner`` True puts the finite axis behind the width: ``(Width(r / parts), parts)``. At finite width both are
+    torch views: a block holds neighbouring coordinates, or every ``parts``-th one where ``inner``. In the limit the
+    coordinates of different blocks are different draws of Z^x, each block a vector on a narrower width.
+    """
+
+    mnemonic: ClassVar[str] = "splitwidth"
+    linear: ClassVar[bool] = True
+    axis: int
+    parts: int
+    inner: bool
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        (x,) = operands
+        width = x[self.axis]
+        _expect(isinstance(width, Width) and self.parts > 1, self, "a width axis and two parts or more", operands)
+        assert isinstance(width, Width)
+        narrow = Width(width.ratio / self.parts)
+        pair = (narrow, self.parts) if self.inner else (self.parts, narrow)
+        return (*x[: self.axis], *pair, *x[self.axis + 1 :])
+
+
+@dataclass(frozen=True)
+class MergeWidth(Op):
+    """Inverse of :class:`SplitWidth`: ``(parts, Width(r))`` at ``axis``, or ``(Width(r), parts)`` where ``inner``.
+
+    The coordinates of the merged vector are those of all blocks: a moment of it is the mean over the blocks.
+    """
+
+    mnemonic: ClassVar[str] = "mergewidth"
+    linear: ClassVar[bool] = True
+    axis: int
+    inner: bool
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        (x,) = operands
+        pair = x[self.axis : self.axis + 2]
+        _expect(len(pair) == 2, self, "two neighbouring axes", operands)
+        width, parts = pair if self.inner else pair[::-1]
+        _expect(isinstance(width, Width) and isinstance(parts, int), self, "a width axis and a finite one", operands)
+        assert isinstance(width, Width)
+        assert isinstance(parts, int)
+        return (*x[: self.axis], Width(width.ratio * parts), *x[self.axis + 2 :])
+
+
+@dataclass(frozen=True)
 class Permute(Op):
     """Axes reordered."""
 
@@ -411,6 +459,8 @@ OPS: dict[str, type[Op]] = {
         Fluctuation,
         Concat,
         View,
+        SplitWidth,
+        MergeWidth,
         Permute,
         Expand,
         Slice,

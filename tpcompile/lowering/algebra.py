@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 from tpcompile.analysis.parity import Parity
 from tpcompile.errors import UnstableError, UnsupportedOperationError
 from tpcompile.ir import Builder, Const, Dims, Node, Width
+from tpcompile.lowering.axes import refactored
 from tpcompile.lowering.nodes import Nodes, Weighted
-from tpcompile.lowering.value import Axes, Axis, Term, Value, flat, largest, plus
+from tpcompile.lowering.value import Axes, Axis, Term, Value, extent, flat, largest, plus
 
 
 @dataclass
@@ -101,17 +102,24 @@ class Algebra:
                 j = i - (rank - len(axes))
                 if j < 0 or axes[j] in ((), axis):
                     continue
-                if axis != ():
-                    raise UnsupportedOperationError(f"axes {axis} and {axes[j]} do not broadcast", where=self.place)
-                axis = axes[j]
+                axis = axes[j] if axis == () else self._joint(axis, axes[j])
             out.append(axis)
         return tuple(out)
 
+    def _joint(self, a: Axis, b: Axis) -> Axis:
+        """One width atom in place of two factorisations of the same growing axis."""
+        (size, power), other = extent(a), extent(b)
+        if power != 1 or other != (size, power):
+            raise UnsupportedOperationError(f"axes {a} and {b} do not broadcast", where=self.place)
+        return (Width(size),)
+
     def fit(self, value: Value, axes: Axes) -> Value:
         """Insert axes of length 1 so that the nodes broadcast against nodes of the given axes."""
+        padded = ((),) * (len(axes) - len(value.axes)) + value.axes
         if value.axes == axes:
             return value
-        padded = ((),) * (len(axes) - len(value.axes)) + value.axes
+        padded = tuple(want if have != () else () for have, want in zip(padded, axes, strict=True))
+        value = self.reshape(value, padded[len(axes) - len(value.axes) :])
         dims: list[Any] = []
         for have, want in zip(padded, axes, strict=True):
             dims += list(have) if have == want else [1] * len(want)
@@ -175,10 +183,13 @@ class Algebra:
         return self.over_nodes(value, axes, lambda node: self.nodes.permute(node, moved))
 
     def reshape(self, value: Value, axes: Axes) -> Value:
-        """Reshape to axes that hold the same atoms up to splits and merges of finite ones."""
-        if value.axes == axes:
-            return value
-        return self.over_nodes(value, axes, lambda node: self.nodes.view(node, flat(axes)))
+        """Reshape to axes that hold the same entries in the same order."""
+        have, want = flat(value.axes), flat(axes)
+        if have == want:
+            return replace(value, axes=axes)
+        if any(extent(a)[1] > 1 for a in (have, want)):
+            raise UnsupportedOperationError("a view of a value with two growing axes", where=self.place)
+        return self.over_nodes(value, axes, lambda node: refactored(self.nodes, node, have, want))
 
     def expand(self, value: Value, axes: Axes) -> Value:
         """Broadcast to larger axes."""
@@ -191,59 +202,3 @@ class Algebra:
         scaled = self.nodes.scale(number, self.nodes.expand(base, dims))
         assert scaled is not None
         return scaled
-
-
-def refactor(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> Axes:
-    """Axes of a view: the atoms of ``axes`` regrouped to torch axes of these sizes ``coefficient * n**power``.
-
-    Finite atoms split and merge; a width atom moves as a whole, alone or merged with finite ones.
-    """
-    atoms: list[int | Width] = [d for axis in axes for d in axis]
-    out: list[Axis] = []
-    for coefficient, power in sizes:
-        group: list[int | Width] = []
-        need = coefficient
-        widths = power
-        while atoms and (need != 1 or widths):
-            atom = atoms[0]
-            if isinstance(atom, Width):
-                if not widths or ((need / atom.ratio).denominator != 1 and not group):
-                    raise _no_view(axes, sizes, place)
-                need /= atom.ratio
-                widths -= 1
-                group.append(atoms.pop(0))
-            elif (need.denominator == 1 and need.numerator % atom == 0) or (widths and (need / atom) > 0):
-                need /= atom
-                group.append(atoms.pop(0))
-            elif not widths and atom % need.numerator == 0 and need.denominator == 1:
-                group.append(int(need))
-                atoms[0] = atom // int(need)
-                need = Fraction(1)
-            else:
-                raise _no_view(axes, sizes, place)
-        if need != 1 or widths:
-            raise _no_view(axes, sizes, place)
-        out.append(merge_finite(group))
-    if any(atom != 1 for atom in atoms):
-        raise _no_view(axes, sizes, place)
-    return tuple(out)
-
-
-def merge_finite(group: Sequence[int | Width]) -> Axis:
-    """Neighbouring finite atoms merged, ones dropped."""
-    out: list[int | Width] = []
-    for atom in group:
-        if isinstance(atom, int) and out and isinstance(out[-1], int):
-            out[-1] *= atom
-        elif atom != 1:
-            out.append(atom)
-    return tuple(out)
-
-
-def _no_view(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> UnsupportedOperationError:
-    want = [f"{c}*n^{p}" if p else str(c) for c, p in sizes]
-    return UnsupportedOperationError(
-        f"a view of axes {[[str(d) for d in a] for a in axes]} as {want} splits an axis that grows with the width",
-        where=place,
-        advice="split widths at the parameter (one nn.Linear a part) instead",
-    )

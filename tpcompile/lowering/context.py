@@ -15,12 +15,14 @@ from tpcompile import nonlin
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.capture.graph import GraphNode, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Dims, Finite, Fluctuation, Init, Node, Op, Unslice, Width, reachable
-from tpcompile.lowering.algebra import Algebra, merge_finite, refactor
+from tpcompile.ir import Dims, Finite, Fluctuation, Init, Node, Op, Slice, Unslice, Width, reachable
+from tpcompile.lowering.algebra import Algebra
+from tpcompile.lowering.axes import merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
 from tpcompile.lowering.functions import Functions
 from tpcompile.lowering.matrix import Matrices
-from tpcompile.lowering.value import AnyValue, Axes, Axis, MatrixValue, Value, flat, has_width, is_width, largest
+from tpcompile.lowering.parts import pieces
+from tpcompile.lowering.value import AnyValue, Axes, Axis, MatrixValue, Value, extent, flat, has_width, is_width, largest
 
 # Functions whose limit is not the function of the limit where they jump; constants may pass.
 _DISCONTINUOUS = frozenset(
@@ -44,6 +46,7 @@ class Context:
         self.matrices = Matrices(self.algebra)
         self.contractions = Contractions(self.algebra, self.matrices)
         self.functions = Functions(self.algebra)
+        self.parts = self.contractions.parts
 
     # places and shapes ---------------------------------------------------------------------
 
@@ -61,9 +64,11 @@ class Context:
         """Sizes of the result's torch axes as ``(coefficient, power of n)``."""
         return [(s.coefficient, s.power) for s in self.current.shape or ()]
 
-    def result_axes(self) -> Axes:
-        """Axes of the result, one atom each."""
-        return tuple(axis_of(s) for s in self.current.shape or ())
+    def result_axes(self, like: Axes = ()) -> Axes:
+        """Axes of the result: one atom each, or the atoms of the axis of ``like`` (from the right) of that length."""
+        axes = tuple(axis_of(s) for s in self.current.shape or ())
+        known = ((),) * (len(axes) - len(like)) + like[max(0, len(like) - len(axes)) :]
+        return tuple(b if is_width(a) and extent(a) == extent(b) else a for a, b in zip(axes, known, strict=True))
 
     def node(self, op: Op, *operands: Node) -> Node:
         """A node of the program."""
@@ -180,14 +185,46 @@ class Context:
 
         return self.algebra.over_nodes(x, axes if axes is not None else tuple((d,) for d in dims), move)
 
-    def concat(self, values: Sequence[Any], dim: int) -> Value:
-        """Values joined along a finite torch axis."""
-        parts = [self.value(v) for v in values]
-        rank = len(parts[0].axes)
-        dim %= rank
-        if any(is_width(p.axes[dim]) for p in parts):
-            raise self.unsupported("a concatenation along an axis that grows with the width")
-        axes = self.result_axes()
+    def part(self, x: AnyValue, dim: int, start: Any, stop: Any, step: int = 1) -> AnyValue:
+        """Entries ``start:stop:step`` of a torch axis."""
+        dim %= len(x.axes)
+        if is_width(x.axes[dim]):
+            return self.parts.cut(x, dim, self.parts.part(x.axes[dim], dim, start, stop, step))
+        if isinstance(x, MatrixValue):
+            raise self.unsupported("a part of a batch of matrices of two growing axes")
+        if isinstance(start, Scaled) or isinstance(stop, Scaled):
+            raise self.unsupported(f"a part of axis {dim} whose bounds grow with the width")
+        size = length(x.axes[dim])
+        begin, end, step = slice(start, end_of(stop), step).indices(size)
+        if (begin, end, step) == (0, size, 1):
+            return x
+        axes = (*x.axes[:dim], merge_finite([len(range(begin, end, step))]), *x.axes[dim + 1 :])
+        at = len(flat(x.axes[:dim]))
+        return self.linear(
+            x, flat(axes), lambda n: self.node(Slice(at, begin, end, step), n), before=flat(x.axes), axes=axes
+        )
+
+    def embed(self, g: AnyValue, dim: int, start: Any, stop: Any, step: int, axis: Axis) -> AnyValue:
+        """The adjoint of :meth:`part`: g at ``start:stop:step`` of an axis of zeros."""
+        if is_width(axis):
+            return self.parts.embed(g, dim, self.parts.part(axis, dim, start, stop, step))
+        if isinstance(g, MatrixValue):
+            raise self.unsupported("a part of a batch of matrices of two growing axes")
+        size = length(axis)
+        begin, end, step = slice(start, end_of(stop), step).indices(size)
+        axes = (*g.axes[:dim], axis, *g.axes[dim + 1 :])
+        full = (*flat(g.axes[:dim]), len(range(begin, end, step)), *flat(g.axes[dim + 1 :]))
+        op = Unslice(len(flat(g.axes[:dim])), begin, end, step, size)
+        return self.linear(g, flat(axes), lambda n: self.node(op, n), before=full, axes=axes)
+
+    def concat(self, values: Sequence[Any], dim: int) -> AnyValue:
+        """Values joined along a torch axis."""
+        everything = [self.any(v) for v in values]
+        dim %= len(everything[0].axes)
+        if any(is_width(p.axes[dim]) for p in everything):
+            return self._concat_growing(everything, dim)
+        parts = [self.value(v) for v in everything]
+        axes = self.result_axes(parts[0].axes)
         start = len(flat(axes[:dim]))
         total = self.algebra.zeros(axes)
         size = axes[dim][0] if axes[dim] else 1
@@ -204,6 +241,17 @@ class Context:
             )
             offset += length
         return self.algebra.add(*pieces)
+
+    def _concat_growing(self, values: Sequence[AnyValue], dim: int) -> AnyValue:
+        lengths, unit, total = pieces([v.axes[dim] for v in values])
+        axis: Axis = (int(total / unit), Width(unit))
+        out: AnyValue | None = None
+        for i, value in enumerate(values):
+            part = self.parts.run(axis, sum(lengths[:i], Fraction(0)), lengths[i], unit)
+            placed = self.parts.embed(value, dim, part)
+            out = placed if out is None else self.add(out, placed)
+        assert out is not None
+        return out
 
     # sums ----------------------------------------------------------------------------------
 
@@ -308,6 +356,11 @@ def length(axis: Axis) -> int:
 def is_constant(node: Node) -> bool:
     """True if no initial value enters."""
     return not any(isinstance(x.op, Init) for x in reachable([node]))
+
+
+def end_of(stop: Any) -> Any:
+    """The end of a slice; a width-sized number beyond a finite axis is its end."""
+    return None if isinstance(stop, Scaled) else stop
 
 
 @dataclass(frozen=True)

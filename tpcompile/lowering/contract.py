@@ -15,8 +15,10 @@ from fractions import Fraction
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dim, Fluctuation, Node, Width
 from tpcompile.lowering.algebra import Algebra
+from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.nodes import Weighted
+from tpcompile.lowering.parts import Parts
 from tpcompile.lowering.value import (
     HALF,
     AnyValue,
@@ -27,6 +29,7 @@ from tpcompile.lowering.value import (
     MatrixValue,
     OuterTerm,
     Value,
+    extent,
     flat,
     is_width,
     largest,
@@ -43,9 +46,11 @@ class Contractions:
         self.a = algebra
         self.nodes = algebra.nodes
         self.matrices = matrices
+        self.parts = Parts(algebra, matrices)
 
     def einsum(self, x: AnyValue, x_labels: str, y: AnyValue, y_labels: str, out: str) -> AnyValue:
         """``out`` axes of the product of x and y, all other labels summed; one letter a torch axis."""
+        x, y = self._agreed([(x, x_labels), (y, y_labels)])
         if isinstance(x, MatrixValue) and isinstance(y, MatrixValue):
             return self._matrix_matrix(x, x_labels, y, y_labels, out)
         if isinstance(x, MatrixValue):
@@ -62,6 +67,25 @@ class Contractions:
     def sum(self, x: Value, labels: str, out: str) -> Value:
         """Sum of one value over the labels that ``out`` does not name."""
         return self._vectors([(x, labels)], out, self._axes([(x, labels)]))
+
+    def _agreed(self, operands: Sequence[tuple[AnyValue, str]]) -> list[AnyValue]:
+        """The operands with one factorisation of every growing axis that they share: a matrix's, or one width atom."""
+        wanted: dict[str, Axis] = {}
+        for value, labels in sorted(operands, key=lambda item: isinstance(item[0], Value)):
+            for label, axis in zip(labels, value.axes, strict=True):
+                known = wanted.setdefault(label, axis)
+                if known == ():
+                    wanted[label] = axis
+                elif axis not in ((), known) and is_width(axis) and extent(axis) == extent(known):
+                    wanted[label] = known if any(isinstance(v, MatrixValue) for v, _ in operands) else single(known)
+        out: list[AnyValue] = []
+        for value, labels in operands:
+            axes = tuple(
+                wanted[label] if is_width(axis) and extent(axis) == extent(wanted[label]) else axis
+                for label, axis in zip(labels, value.axes, strict=True)
+            )
+            out.append(self.a.reshape(value, axes) if isinstance(value, Value) else self.matrices.regroup(value, axes))
+        return out
 
     def _axes(self, operands: Sequence[tuple[AnyValue, str]]) -> dict[str, Axis]:
         axes: dict[str, Axis] = {}
@@ -216,7 +240,13 @@ class Contractions:
         """``W_f x[f]``: the finite axes of W come first, in its own order."""
         own = "".join(words.finite[term.finite.index(i)] for i in range(len(words.finite)))
         c1, moved = self._arranged(node, words.x, own + words.rest, words.dims)
+        out, into = (term.columns, term.rows) if transpose else (term.rows, term.columns)
+        at = len(own) + words.rest.index(words.into)
+        if into is not None:
+            moved = self.parts.embed_node(moved, at, (words.dims[words.into],), into)
         c2, product = self.nodes.matmul(term.matrix, moved, term.transpose != transpose)
+        if out is not None:
+            product = self.parts.cut_node(product, at, out)
         have = own + words.rest.replace(words.into, words.free)
         return c1 * c2, self.nodes.permute(product, [have.index(letter) for letter in words.result])
 

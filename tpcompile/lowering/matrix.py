@@ -13,8 +13,9 @@ from dataclasses import replace
 from fractions import Fraction
 
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Node, Width
+from tpcompile.ir import Expand, Node, Slice, Unslice, View, Width
 from tpcompile.lowering.algebra import Algebra
+from tpcompile.lowering.axes import refactored
 from tpcompile.lowering.value import (
     Axes,
     Block,
@@ -22,6 +23,7 @@ from tpcompile.lowering.value import (
     MatrixValue,
     OuterTerm,
     Value,
+    extent,
     flat,
     has_width,
     largest,
@@ -44,10 +46,10 @@ class Matrices:
         remainder: Fraction | None,
     ) -> MatrixValue:
         """A matrix value in normal form: equal parts merged, cancelled ones dropped, the tail cut."""
-        sums: dict[tuple[Fraction, Node, bool, tuple[int, ...]], float] = defaultdict(float)
+        sums: dict[InitTerm, float] = defaultdict(float)
         for t in inits:
-            sums[(t.exponent, t.matrix, t.transpose, t.finite)] += t.coefficient
-        kept = [InitTerm(e, c, m, t, f) for (e, m, t, f), c in sums.items() if abs(c) > 1e-12]
+            sums[replace(t, coefficient=1.0)] += t.coefficient
+        kept = [replace(t, coefficient=c) for t, c in sums.items() if abs(c) > 1e-12]
         groups: dict[Fraction, dict[tuple[Node, Node], float]] = defaultdict(dict)
         for exponent, blocks in outers:
             group = groups[exponent]
@@ -77,10 +79,8 @@ class Matrices:
 
     def add(self, *summands: tuple[float, MatrixValue]) -> MatrixValue:
         """``sum_i c_i M_i`` of equal axes."""
-        axes = summands[0][1].axes
-        for _, m in summands:
-            if m.axes != axes:
-                raise UnsupportedOperationError("a sum of two growing matrices of different axes", where=self.a.place)
+        axes = next((m.axes for _, m in summands if m.inits), summands[0][1].axes)
+        summands = tuple((c, self.regroup(m, axes)) for c, m in summands)
         inits = [replace(t, coefficient=c * t.coefficient) for c, m in summands for t in m.inits]
         outers = [
             (t.exponent, [replace(b, coefficient=c * b.coefficient) for b in t.blocks])
@@ -146,7 +146,14 @@ class Matrices:
             m,
             axes=tuple(m.axes[i] for i in order),
             inits=tuple(
-                replace(t, transpose=t.transpose != flip, finite=tuple(t.finite[i] for i in moved)) for t in m.inits
+                replace(
+                    t,
+                    transpose=t.transpose != flip,
+                    finite=tuple(t.finite[i] for i in moved),
+                    rows=t.columns if flip else t.rows,
+                    columns=t.rows if flip else t.columns,
+                )
+                for t in m.inits
             ),
             outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers),
         )
@@ -154,6 +161,8 @@ class Matrices:
     def view(self, m: MatrixValue, axes: Axes) -> MatrixValue:
         """Finite atoms split, merged and regrouped among the axes: same entries, other shape."""
         whole = replace(m, axes=axes)
+        if whole.widths != m.widths:
+            return self._refactored(m, axes)
         if m.inits and m.finite != whole.finite:
             raise UnsupportedOperationError(
                 "a view that regroups the finite axes of a growing weight", where=self.a.place
@@ -164,6 +173,128 @@ class Matrices:
             return Block(b.coefficient, u, v)
 
         return replace(whole, outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers))
+
+    def regroup(self, m: MatrixValue, axes: Axes) -> MatrixValue:
+        """The matrix under torch axes of the same lengths and other atoms."""
+        if m.axes == axes or m.is_zero:
+            return replace(m, axes=axes)
+        if tuple(map(extent, m.axes)) != tuple(map(extent, axes)):
+            raise UnsupportedOperationError("a sum of two growing matrices of different axes", where=self.a.place)
+        return self.view(m, axes)
+
+    def _refactored(self, m: MatrixValue, axes: Axes) -> MatrixValue:
+        """Growing axes split into finite atoms and widths, or merged from them."""
+        if m.inits:
+            raise UnsupportedOperationError(
+                "a view that splits a growing axis of an initial matrix",
+                where=self.a.place,
+                advice="take the parts of the matrix (chunk, slices), or split the vectors that it is multiplied with",
+            )
+        outers = []
+        for t in m.outers:
+            pairs = [pair for b in t.blocks for pair in self._merged(b, m.axes)]
+            outers.append((t.exponent, [self._split(b, axes) for b in pairs]))
+        return self.make(axes, [], outers, m.remainder)
+
+    def _merged(self, b: Block, axes: Axes) -> list[Block]:
+        """Outer products with the finite atoms beside each width taken into it: no finite atoms in growing axes.
+
+        An atom of the rows is an index that the columns usually do not depend on; then u is merged as it is. Else
+        the outer product is one for each index, u being zero at all others.
+        """
+        growing = [i for i, axis in enumerate(axes) if has_width((axis,))]
+        position = 0
+        for i, axis in enumerate(axes):
+            before = True
+            for d in axis:
+                if isinstance(d, Width):
+                    before = False
+                    continue
+                if i in growing:
+                    rest = (*axes[:i], tuple(x for x in axis if x is not d), *axes[i + 1 :])
+                    parts = self._absorbed(b, position, i == growing[0], inner=not before)
+                    return [x for part in parts for x in self._merged(part, _widened(rest, i, d))]
+                position += 1
+        return [b]
+
+    def _absorbed(self, b: Block, position: int, rows: bool, inner: bool) -> list[Block]:
+        side, other = (b.u, b.v) if rows else (b.v, b.u)
+        size = side.dims[position]
+        assert isinstance(size, int)
+        constant = self._constant_along(other, position)
+        whole = range(size) if constant is None else [None]
+        out = []
+        for index in whole:
+            x = side if index is None else self._only(side, position, index)
+            y = constant if index is None else self._at(other, position, index)
+            assert y is not None
+            rank = len(x.dims)
+            order = [i for i in range(rank) if i != position]
+            order.insert(rank - 1 if inner else rank - 2, position)
+            x = self.nodes.merge_width(self.nodes.permute(x, order), rank - 2, inner)
+            out.append(Block(b.coefficient, x, y) if rows else Block(b.coefficient, y, x))
+        return out
+
+    def _constant_along(self, node: Node, axis: int) -> Node | None:
+        """The node without a finite axis along which it is repeated; None where that cannot be seen."""
+        dims = (*node.dims[:axis], *node.dims[axis + 1 :])
+        if isinstance(node.op, Expand):
+            (x,) = node.operands
+            padded = (1,) * (len(node.dims) - len(x.dims)) + x.dims
+            if padded[axis] != 1:
+                return None
+            return self.nodes.expand(self.nodes.view(x, (*padded[:axis], *padded[axis + 1 :])), dims)
+        if isinstance(node.op, View) and node.operands[0].dims[: axis + 1] == node.dims[: axis + 1]:
+            inner = self._constant_along(node.operands[0], axis)
+            return None if inner is None else self.nodes.view(inner, dims)
+        return None
+
+    def _at(self, node: Node, axis: int, index: int) -> Node:
+        part = self.nodes.builder.node(Slice(axis, index, index + 1, 1), node)
+        return self.nodes.view(part, (*node.dims[:axis], *node.dims[axis + 1 :]))
+
+    def _only(self, node: Node, axis: int, index: int) -> Node:
+        size = node.dims[axis]
+        assert isinstance(size, int)
+        part = self.nodes.builder.node(Slice(axis, index, index + 1, 1), node)
+        return self.nodes.builder.node(Unslice(axis, index, index + 1, 1, size), part)
+
+    def _split(self, b: Block, axes: Axes) -> Block:
+        """Outer products without finite atoms in growing axes as those of a matrix of the given axes."""
+        growing = [i for i, axis in enumerate(axes) if has_width((axis,))]
+        plain = [axis for i, axis in enumerate(axes) if i not in growing]
+        batch = flat(tuple(plain))
+        u, v = b.u, b.v
+        rank = u.dims[-2]
+        rows, columns = (axes[i] for i in growing)
+        extra = [tuple(d for d in axis if isinstance(d, int)) for axis in (rows, columns)]
+        # u as (batch, rank, *rows), then the finite atoms to their places; v repeated along them
+        sides = []
+        for x, axis, mine, before, after in ((u, rows, 0, (), extra[1]), (v, columns, 1, extra[0], ())):
+            x = refactored(self.nodes, x, x.dims, (*batch, rank, *axis))
+            at = len(batch) + 1
+            finite = [at + i for i, d in enumerate(axis) if isinstance(d, int)]
+            width = at + next(i for i, d in enumerate(axis) if isinstance(d, Width))
+            x = self.nodes.permute(x, [*range(len(batch)), *finite, len(batch), width])
+            spread = (*batch, *(1 for _ in before), *extra[mine], *(1 for _ in after), *x.dims[-2:])
+            full = (*batch, *before, *extra[mine], *after, *x.dims[-2:])
+            sides.append(self.nodes.expand(self.nodes.view(x, spread), full))
+        order: list[int] = []
+        starts = {}
+        offset = len(batch)
+        for i, group in zip(growing, extra, strict=True):
+            starts[i] = list(range(offset, offset + len(group)))
+            offset += len(group)
+        count = 0
+        for i, axis in enumerate(axes):
+            if i in growing:
+                order += starts[i]
+            else:
+                order += range(count, count + len(axis))
+                count += len(axis)
+        tail = [offset, offset + 1]
+        u, v = (self.nodes.permute(x, [*order, *tail]) for x in sides)
+        return Block(b.coefficient, u, v)
 
     def sum_finite(self, m: MatrixValue, dims: Sequence[int]) -> MatrixValue:
         """Sum over finite torch axes: they join the rank axis."""
@@ -194,6 +325,12 @@ class Matrices:
             return first, None, u, v
         values = [b.coefficient for b in outer.blocks for _ in range(_rank(b))]
         return 1.0, self.nodes.constant(values), u, v
+
+
+def _widened(axes: Axes, position: int, factor: int) -> Axes:
+    """The axes with the one width atom of one of them longer by a factor."""
+    axis = tuple(Width(d.ratio * factor) if isinstance(d, Width) else d for d in axes[position])
+    return (*axes[:position], axis, *axes[position + 1 :])
 
 
 def _rank(block: Block) -> int:

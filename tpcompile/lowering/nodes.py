@@ -6,7 +6,7 @@ What makes structural cancellation work: two ways to write the same value end in
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -19,9 +19,11 @@ from tpcompile.ir import (
     Expand,
     Gaussian,
     MatMul,
+    MergeWidth,
     Mul,
     Node,
     Permute,
+    SplitWidth,
     Sum,
     View,
     split_spec,
@@ -107,6 +109,29 @@ class Nodes:
             base = base.operands[0]
         moved = base if base.dims == dims else self.builder.node(View(dims), base)
         return self._rescale(number, moved)
+
+    def split_width(self, node: Node, axis: int, parts: int, inner: bool) -> Node:
+        """Blocks of a width axis as a finite axis; numbers stay outside."""
+        merge = MergeWidth(axis, inner)
+        return self._refactored(node, SplitWidth(axis, parts, inner), lambda x: x.op == merge, parts, axis + inner)
+
+    def merge_width(self, node: Node, axis: int, inner: bool) -> Node:
+        """Inverse of :meth:`split_width`."""
+
+        def undone(x: Node) -> bool:
+            return isinstance(x.op, SplitWidth) and (x.op.axis, x.op.inner) == (axis, inner)
+
+        return self._refactored(node, MergeWidth(axis, inner), undone)
+
+    def _refactored(
+        self, node: Node, op: SplitWidth | MergeWidth, undone: Callable[[Node], bool], parts: int = 0, finite: int = 0
+    ) -> Node:
+        number, base = self.split(node)
+        if isinstance(base.op, Expand) and base.operands[0] is self.one:
+            return self._rescale(number, self.expand(self.one, op.infer((base.dims,))))
+        if undone(base) and (not parts or base.operands[0].dims[finite] == parts):
+            return self._rescale(number, base.operands[0])
+        return self._rescale(number, self.builder.node(op, base))
 
     def permute(self, node: Node, order: Sequence[int]) -> Node:
         """Reorder axes; numbers stay outside."""

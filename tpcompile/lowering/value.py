@@ -41,10 +41,38 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Blocks ``start:stop`` of the ``parts`` blocks of a growing axis, each of width ``unit``.
+
+    A block is a run of neighbours, or every ``parts``-th coordinate where ``inner`` (then one block only).
+    """
+
+    parts: int
+    start: int
+    stop: int
+    unit: Width
+    inner: bool = False
+
+    @property
+    def whole(self) -> Axis:
+        """Atoms of the whole axis."""
+        if self.parts == 1:
+            return (self.unit,)
+        return (self.unit, self.parts) if self.inner else (self.parts, self.unit)
+
+    @property
+    def piece(self) -> Axis:
+        """Atoms of the part."""
+        count = self.stop - self.start
+        return (self.unit,) if count == 1 else (count, self.unit)
+
+
+@dataclass(frozen=True)
 class InitTerm:
     """``coefficient * n**exponent * W`` (or its transpose) of an initial matrix W of entries Θ(n^(-1/2)).
 
-    ``finite`` says which of the finite axes of W stands at each finite atom of the value.
+    ``finite`` says which of the finite axes of W stands at each finite atom of the value; ``rows`` and ``columns``
+    are the part of it that the value has, in the value's orientation; None is all.
     """
 
     exponent: Fraction
@@ -52,6 +80,8 @@ class InitTerm:
     matrix: Node
     transpose: bool
     finite: tuple[int, ...] = ()
+    rows: Part | None = None
+    columns: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +152,15 @@ def flat(axes: Axes) -> Dims:
 def is_width(axis: Axis) -> bool:
     """True if the axis grows with n."""
     return any(isinstance(d, Width) for d in axis)
+
+
+def extent(axis: Axis) -> tuple[Fraction, int]:
+    """Length of an axis as ``(coefficient, power of n)``."""
+    size, power = Fraction(1), 0
+    for d in axis:
+        size *= d.ratio if isinstance(d, Width) else d
+        power += isinstance(d, Width)
+    return size, power
 
 
 def has_width(axes: Axes) -> int:

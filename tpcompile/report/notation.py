@@ -18,11 +18,13 @@ from tpcompile.ir import (
     Init,
     Map,
     MatMul,
+    MergeWidth,
     Mul,
     Node,
     Permute,
     Scatter,
     Slice,
+    SplitWidth,
     Sum,
     Unslice,
     View,
@@ -69,6 +71,10 @@ def formula(node: Node, names: Names) -> str:
             return f"({'; '.join(x)}) joined along axis {axis}"
         case View():
             return f"{x[0]} as {dims_text(node.dims)}"
+        case SplitWidth(parts=parts, inner=inner):
+            return f"{x[0]} in {parts} {'interleaved ' if inner else ''}blocks of its coordinates"
+        case MergeWidth(inner=inner):
+            return f"the {'interleaved ' if inner else ''}blocks of {x[0]} as one vector"
         case Permute(order=order):
             return f"{x[0]}ᵀ" if order == (1, 0) else f"{x[0]} with axes in the order {order}"
         case Expand():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
-from tpcompile.ir import Slice, Unslice
+from tpcompile.capture.graph import Scaled
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.registry import rule
-from tpcompile.lowering.value import MatrixValue, Value, flat
+from tpcompile.lowering.value import MatrixValue, Value, extent, is_width
 
 
 @rule("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
@@ -25,7 +26,7 @@ def squeeze(ctx: Context, x: Any, dim: Any = None) -> Any:
 @rule("aten.expand.default", "aten.broadcast_to.default")
 def expand(ctx: Context, x: Any, size: Any, implicit: bool = False) -> Any:
     """``expand(self, size)``"""
-    axes = ctx.result_axes()
+    axes = ctx.result_axes(x.axes)
     if isinstance(x, MatrixValue):
         if x.axes == axes:
             return x
@@ -72,72 +73,86 @@ def same(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
     return x
 
 
-def _axis(ctx: Context, x: Value, dim: int) -> int:
-    """IR axis of a finite torch axis."""
-    if isinstance(x, MatrixValue):
-        raise ctx.unsupported("a part of a matrix of two growing axes")
-    dim %= len(x.axes)
-    if len(x.axes[dim]) != 1 or not isinstance(x.axes[dim][0], int):
-        raise ctx.unsupported(f"a part of axis {dim}, which grows with the width or has length 1")
-    return len(flat(x.axes[:dim]))
-
-
 @rule("aten.slice.Tensor")
 def slice_(ctx: Context, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     """``slice(self, dim=0, start=None, end=None, step=1)``"""
-    axes = ctx.result_axes()
-    if x.axes == axes and step == 1:
-        return x
-    axis = _axis(ctx, x, dim)
-    size = length(x.axes[dim])
-    begin, stop, step = slice(start, end, step).indices(size)
-    cut = ctx.linear(x, flat(axes), lambda n: ctx.node(Slice(axis, begin, stop, step), n), before=flat(x.axes))
-    return ctx.with_axes(cut, axes)
+    return ctx.part(x, dim, start, end, step)
 
 
 @rule("aten.select.int")
 def select(ctx: Context, x: Any, dim: int, index: int) -> Any:
     """``select(self, dim, index)``"""
-    axes = ctx.result_axes()
-    if isinstance(x, Value) and x.axes[dim] == ():
-        return ctx.with_axes(x, axes)
-    axis = _axis(ctx, x, dim)
+    dim %= len(x.axes)
+    if is_width(x.axes[dim]):
+        raise ctx.unsupported(f"one entry of axis {dim}, which grows with the width")
     index %= length(x.axes[dim])
-    return ctx.linear(x, flat(axes), lambda n: ctx.node(Slice(axis, index, index + 1, 1), n), axes=axes)
+    return _without(ctx, ctx.part(x, dim, index, index + 1, 1), dim)
+
+
+def _without(ctx: Context, x: Any, dim: int) -> Any:
+    """An axis of length 1 dropped."""
+    return ctx.with_axes(x, (*x.axes[:dim], *x.axes[dim + 1 :]))
+
+
+@rule("aten.unbind.int")
+def unbind(ctx: Context, x: Any, dim: int = 0) -> Any:
+    """``unbind(self, dim=0)``"""
+    return [select(ctx, x, dim, i) for i in range(length(x.axes[dim % len(x.axes)]))]
+
+
+@rule("aten.split.Tensor", "aten.unsafe_split.Tensor")
+def split(ctx: Context, x: Any, size: Any, dim: int = 0) -> Any:
+    """``split(self, split_size, dim=0)``"""
+    total, growing = extent(x.axes[dim % len(x.axes)])
+    each = Fraction(size.coefficient).limit_denominator(2**20) if isinstance(size, Scaled) else Fraction(size)
+    if isinstance(size, Scaled) != bool(growing):
+        raise ctx.unsupported(f"a number of parts of axis {dim} that changes with the width")
+    count = -(-total // each)
+    sizes = [each] * (count - 1) + [total - each * (count - 1)]
+    return _split(ctx, x, [Scaled(float(s), Fraction(1)) if growing else int(s) for s in sizes], dim)
+
+
+@rule("aten.split_with_sizes.default", "aten.unsafe_split_with_sizes.default")
+def split_with_sizes(ctx: Context, x: Any, sizes: Any, dim: int = 0) -> Any:
+    """``split_with_sizes(self, split_sizes, dim=0)``"""
+    return _split(ctx, x, sizes, dim)
+
+
+def _split(ctx: Context, x: Any, sizes: Any, dim: int) -> Any:
+    out, start = [], Scaled(0.0, Fraction(1)) if isinstance(sizes[0], Scaled) else 0
+    for size in sizes:
+        if isinstance(size, Scaled):
+            assert isinstance(start, Scaled)
+            stop: Any = Scaled(start.coefficient + size.coefficient, Fraction(1))
+        else:
+            stop = start + size
+        out.append(ctx.part(x, dim, start, stop, 1))
+        start = stop
+    return out
 
 
 @rule("aten.slice_backward.default")
-def slice_backward(ctx: Context, g: Any, sizes: Any, dim: int, start: int, end: int, step: int) -> Any:
+def slice_backward(ctx: Context, g: Any, sizes: Any, dim: int, start: Any, end: Any, step: int) -> Any:
     """``slice_backward(grad_output, input_sizes, dim, start, end, step)``"""
-    axes = ctx.result_axes()
-    if g.axes == axes:
-        return g
-    axis = len(flat(axes[:dim]))
-    size = length(axes[dim])
-    begin, stop, step = slice(start, end, step).indices(size)
-    full = (*flat(axes[:dim]), len(range(begin, stop, step)), *flat(axes[dim + 1 :]))
-    return ctx.linear(
-        g, flat(axes), lambda n: ctx.node(Unslice(axis, begin, stop, step, size), n), before=full, axes=axes
-    )
+    dim %= len(g.axes)
+    return ctx.embed(g, dim, start, end, step, ctx.result_axes(g.axes)[dim])
 
 
 @rule("aten.select_backward.default")
 def select_backward(ctx: Context, g: Any, sizes: Any, dim: int, index: int) -> Any:
     """``select_backward(grad_output, input_sizes, dim, index)``"""
-    axes = ctx.result_axes()
-    dim %= len(axes)
-    if axes[dim] == ():
-        return ctx.with_axes(g, axes)
-    axis, size = len(flat(axes[:dim])), length(axes[dim])
-    index %= size
-    full = (*flat(axes[:dim]), 1, *flat(axes[dim + 1 :]))
-    op = Unslice(axis, index, index + 1, 1, size)
-    return ctx.linear(g, flat(axes), lambda n: ctx.node(op, n), before=full, axes=axes)
+    dim %= len(g.axes) + 1
+    axis = ctx.result_axes()[dim]
+    if is_width(axis):
+        raise ctx.unsupported(f"one entry of axis {dim}, which grows with the width")
+    index %= length(axis)
+    wide = ctx.with_axes(g, (*g.axes[:dim], (), *g.axes[dim:]))
+    return ctx.embed(wide, dim, index, index + 1, 1, axis)
 
 
 @rule("aten.cat.default")
 def cat(ctx: Context, tensors: Any, dim: int = 0) -> Any:
-    """``cat(tensors, dim=0)`` along a finite axis"""
+    """``cat(tensors, dim=0)``"""
     return ctx.concat(tensors, dim)
 
 
