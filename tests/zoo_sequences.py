@@ -65,7 +65,9 @@ def split_cases() -> dict[str, Case]:
     x, y = data()
     models = {
         "chunk": _between(_chunk, w=(1, 3)),
-        "cat": _between(lambda m, h: m.layers["w"](torch.cat([h, torch.sin(m.layers["v"](h))], -1)), v=(1, 1), w=(2, 1)),
+        "cat": _between(
+            lambda m, h: m.layers["w"](torch.cat([h, torch.sin(m.layers["v"](h))], -1)), v=(1, 1), w=(2, 1)
+        ),
         "cat of unequal": _between(
             lambda m, h: m.layers["w"](torch.cat([m.layers["v"](h), h], -1)), v=(1, 2), w=(3, 1)
         ),
@@ -81,4 +83,7 @@ def split_cases() -> dict[str, Case]:
         "parts of a matrix": _between(_matrix_parts, w=(1, 2)),
         "glu": _between(lambda m, h: nn.functional.glu(m.layers["w"](h)), w=(1, 2)),
     }
-    return {name: Case(trained(make, lr=0.2), x, y, steps=2, test_inputs=data(2, seed=5)[0]) for name, make in models.items()}
+    return {
+        name: Case(trained(make, lr=0.2), x, y, steps=2, test_inputs=data(2, seed=5)[0])
+        for name, make in models.items()
+    }

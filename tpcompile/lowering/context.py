@@ -22,7 +22,18 @@ from tpcompile.lowering.contract import Contractions
 from tpcompile.lowering.functions import Functions
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.parts import pieces
-from tpcompile.lowering.value import AnyValue, Axes, Axis, MatrixValue, Value, extent, flat, has_width, is_width, largest
+from tpcompile.lowering.value import (
+    AnyValue,
+    Axes,
+    Axis,
+    MatrixValue,
+    Value,
+    extent,
+    flat,
+    has_width,
+    is_width,
+    largest,
+)
 
 # Functions whose limit is not the function of the limit where they jump; constants may pass.
 _DISCONTINUOUS = frozenset(
