@@ -61,7 +61,6 @@ def test_operations_without_a_rule_are_named_with_their_place(name):
 
 
 MODULES: dict[str, tuple[Callable[[int], nn.Module], str]] = {
-    "layer norm": (lambda n: nn.LayerNorm(n), "module '1'"),
     "group norm": (lambda n: nn.GroupNorm(4, n), "module '1'"),
     "softmax": (lambda n: nn.Softmax(-1), "module '1'"),
     "prelu": (lambda n: nn.PReLU(), "module '1'"),
@@ -74,17 +73,6 @@ def test_modules_without_a_rule_are_named(name):
     with pytest.raises(UnsupportedOperationError) as error:
         tp.compile(lambda n: nn.Sequential(nn.Linear(4, n), middle(n), nn.Linear(n, 1)), X)
     assert place in str(error.value)
-
-
-def test_convolutions_of_growing_channels_are_an_error_that_names_the_parameter():
-    def make(n: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Unflatten(1, (1, 4)), nn.Conv1d(1, n, 3, padding=1), nn.Conv1d(n, n, 3, padding=1), nn.Flatten(),
-            nn.Linear(4 * n, 1),
-        )  # fmt: skip
-
-    with pytest.raises(UnsupportedOperationError, match=r"2\.weight"):
-        tp.compile(make, X)
 
 
 def test_orthogonal_square_matrices_are_refused():

@@ -20,6 +20,13 @@ _aten = torch.ops.aten
 _ALIAS = frozenset({_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default})
 _IDENTITY = _ALIAS | {_aten.clone.default, _aten.lift_fresh_copy.default}
 _RESHAPES = frozenset({_aten.view.default, _aten._unsafe_view.default})
+# They read the shape of their first argument only: for lowering it need not be computed.
+_FILLS = frozenset(
+    {
+        *(_aten.new_empty.default, _aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default),
+        *(_aten.empty_like.default, _aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default),
+    }
+)
 _IDENTITY_IF_SAME_SHAPE = _RESHAPES | {_aten.expand.default}
 
 
@@ -88,6 +95,9 @@ def simplify(aligned: Aligned, keep_layout: bool = False) -> Aligned:
                 through[name] = Ref(source.name)
             else:
                 nodes[name] = node
+            continue
+        if node.target in _FILLS:
+            nodes[name] = replace(node, args=(None, *node.args[1:]))
             continue
         if source is not None and node.target in _RESHAPES and source.target in _RESHAPES:
             node = replace(node, args=(source.args[0], *node.args[1:]))

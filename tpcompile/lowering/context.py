@@ -93,6 +93,11 @@ class Context:
             return self.algebra.number(x.coefficient, x.exponent)
         return self.algebra.number(float(x))
 
+    def constant(self, node: Node) -> Value:
+        """A node of order one that is finite as a value, one axis a dimension."""
+        axes = tuple(merge_finite([d]) for d in node.dims)
+        return Value(axes, ((Fraction(0), self.algebra.nodes.view(node, flat(axes))),))
+
     def value(self, x: Any) -> Value:
         """Anything but a matrix as a value."""
         if isinstance(x, MatrixValue):

@@ -17,7 +17,7 @@ from torch import Tensor
 from tpcompile import nonlin
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import UnstableError, UnsupportedOperationError
-from tpcompile.ir import Const, Expand, Gather, Map, Mul, Node, Scatter, Sum
+from tpcompile.ir import Const, Expand, Gather, Map, Mul, Node, Op, Permute, Scatter, Slice, Sum, View
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.value import HALF, Axes, Value, flat
 
@@ -25,6 +25,7 @@ Key = tuple[tuple[str, Any], ...]
 
 _MOST_ORDERS = 12  # of a Taylor expansion
 UNKNOWN = Fraction(10**6)  # remainder of a value of which nothing is known; no power of n undoes it
+_MOVES = (View, Permute, Expand, Slice, Gather)  # each entry of the result is one of the operand
 _SIDE = 1e-9  # how far from a kink its two sides are looked at
 
 
@@ -192,17 +193,38 @@ def _meets(known: Tensor, kinks: tuple[float, ...]) -> bool:
     return any(bool(((known - kink).abs() <= 1e-12 * (1 + abs(kink))).any()) for kink in kinks)
 
 
+_Place = tuple[tuple[Any, ...], Op, tuple[Node, ...]]  # how it was moved, a function, its argument
+
+
 def _silent_on_atoms(lead: Node, small: Value) -> bool:
-    """True if every lower term carries the derivative of the function whose flat piece makes the atoms."""
-    if not isinstance(lead.op, Map) or (small.remainder is None and not small.terms):
+    """True if every lower term vanishes where the leading one sits on an atom.
+
+    A sum sits on an atom where all its summands are on flat pieces of their functions, so that all their derivatives
+    vanish; a lower term is silent if it carries one of these.
+    """
+    flat_pieces = _flat_pieces(lead, ())
+    if flat_pieces is None or (small.remainder is None and not small.terms):
         return False
-    derivative = Map(lead.op.fn, lead.op.order + 1, lead.op.params)
 
-    def carries(node: Node) -> bool:
+    def carries(node: Node, path: tuple[Any, ...]) -> bool:
         if isinstance(node.op, Sum):
-            return all(map(carries, node.operands))
+            return all(carries(x, path) for x in node.operands)
         if isinstance(node.op, Mul):
-            return any(map(carries, node.operands))
-        return node.op == derivative and node.operands == lead.operands
+            return any(carries(x, path) for x in node.operands)
+        if isinstance(node.op, Map):
+            return (path, node.op, node.operands) in flat_pieces
+        return isinstance(node.op, _MOVES) and carries(node.operands[0], (*path, (node.op, node.operands[1:])))
 
-    return all(carries(node) for _, node in small.terms)
+    return all(carries(node, ()) for _, node in small.terms)
+
+
+def _flat_pieces(node: Node, path: tuple[Any, ...]) -> set[_Place] | None:
+    """The derivatives that vanish where a value sits on an atom; None where that is not known."""
+    if isinstance(node.op, Sum):
+        parts = [_flat_pieces(x, path) for x in node.operands if x.kind == "vector"]
+        return None if None in parts else set().union(*(p for p in parts if p is not None))
+    if isinstance(node.op, Map):
+        return {(path, Map(node.op.fn, node.op.order + 1, node.op.params), node.operands)}
+    if isinstance(node.op, _MOVES):
+        return _flat_pieces(node.operands[0], (*path, (node.op, node.operands[1:])))
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +53,10 @@ def constant_index(ctx: Context, index: Tensor) -> Node:
 def known_index(ctx: Context, x: Value) -> Tensor:
     """The integers of an index of data; without the axes that grow, along which it must be repeated."""
     finite = [_length(a) for a in x.axes if not is_width(a)]
-    if not x.terms:
+    if x.is_zero:
         return torch.zeros(finite, dtype=torch.int64)
+    if not x.terms:
+        raise ctx.unsupported("an index that is computed from initial values")
     node = x.terms[0][1]
     dims = node.dims
     while isinstance(node.op, Expand):
@@ -78,7 +81,7 @@ def joint_index(ctx: Context, indices: Sequence[Value], sizes: Sequence[int]) ->
     return constant_index(ctx, total)
 
 
-def moved(ctx: Context, x: Value) -> Value:
+def moved(ctx: Context, x: Any) -> Value:
     """x, for rules of operations that move entries; matrices of two growing axes are refused."""
     if isinstance(x, MatrixValue):
         raise ctx.unsupported("a part of a matrix of two growing axes")

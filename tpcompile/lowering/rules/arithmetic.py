@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tpcompile.lowering.context import Context
+from tpcompile.lowering.context import Context, is_constant
 from tpcompile.lowering.registry import rule
+from tpcompile.lowering.value import Value, has_width
 
 
 @rule("aten.add.Tensor", "aten.add.Scalar")
@@ -78,6 +79,30 @@ def le(ctx: Context, a: Any, b: Any) -> Any:
 def ge(ctx: Context, a: Any, b: Any) -> Any:
     """``ge(self, other)``"""
     return ctx.add(ctx.number(1), ctx.negate(gt(ctx, b, a)))
+
+
+@rule("aten.eq.Scalar", "aten.eq.Tensor")
+def eq(ctx: Context, a: Any, b: Any) -> Any:
+    """``eq(self, other)`` as zeros and ones: neither greater nor less"""
+    if all(not isinstance(x, Value) or (not has_width(x.axes) and _is_data(x)) for x in (a, b)):
+        return ctx.finite(str(ctx.current.target), [a, b], {}, None, ctx.current.shape)
+    return ctx.add(ctx.number(1), ctx.negate(ctx.add(gt(ctx, a, b), gt(ctx, b, a))))
+
+
+def _is_data(x: Value) -> bool:
+    return all(is_constant(node) for _, node in x.terms) and x.remainder is None
+
+
+@rule("aten.ne.Scalar", "aten.ne.Tensor")
+def ne(ctx: Context, a: Any, b: Any) -> Any:
+    """``ne(self, other)``"""
+    return logical_not(ctx, eq(ctx, a, b))
+
+
+@rule("aten.clamp_min.default")
+def clamp_min(ctx: Context, x: Any, low: Any) -> Any:
+    """``clamp_min(self, min)``, also of what grows"""
+    return maximum(ctx, x, ctx.number(low))
 
 
 @rule("aten.logical_and.default", "aten.bitwise_and.Tensor")

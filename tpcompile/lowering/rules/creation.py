@@ -8,9 +8,15 @@ from tpcompile.lowering.context import Context
 from tpcompile.lowering.registry import rule
 
 
-@rule("aten.zeros_like.default", "aten.zeros.default", "aten.new_zeros.default")
+@rule(
+    "aten.zeros_like.default",
+    "aten.zeros.default",
+    "aten.new_zeros.default",
+    "aten.new_empty.default",
+    "aten.empty_like.default",
+)
 def zeros(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """``zeros_like(self)``, ``zeros(size)``, ``new_zeros(self, size)``"""
+    """``zeros_like(self)``, ``zeros(size)``, ``new_zeros(self, size)``; of ``empty`` only the shape counts"""
     return ctx.filled(0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tpcompile.capture.graph import Scaled
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.registry import rule
-from tpcompile.lowering.value import MatrixValue, Value, extent, is_width
+from tpcompile.lowering.value import MatrixValue, Value, extent, has_width, is_width
 
 
 @rule("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
@@ -30,7 +30,13 @@ def expand(ctx: Context, x: Any, size: Any, implicit: bool = False) -> Any:
     if isinstance(x, MatrixValue):
         if x.axes == axes:
             return x
+        if x.is_zero:
+            return ctx.filled(0)
         raise ctx.unsupported("a copied matrix of two growing axes")
+    if has_width(axes) > 1:
+        if x.is_zero:
+            return ctx.filled(0)
+        raise ctx.unsupported("a vector copied along a second axis that grows")
     return ctx.expand(x, axes)
 
 
@@ -148,6 +154,17 @@ def select_backward(ctx: Context, g: Any, sizes: Any, dim: int, index: int) -> A
     index %= length(axis)
     wide = ctx.with_axes(g, (*g.axes[:dim], (), *g.axes[dim:]))
     return ctx.embed(wide, dim, index, index + 1, 1, axis)
+
+
+@rule("aten.slice_scatter.default")
+def slice_scatter(
+    ctx: Context, x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Any:
+    """``slice_scatter(self, src, dim=0, start=None, end=None, step=1)``: self with a part replaced"""
+    dim %= len(x.axes)
+    axis = x.axes[dim]
+    old = ctx.embed(ctx.part(x, dim, start, end, step), dim, start, end, step, axis)
+    return ctx.add(ctx.add(x, ctx.negate(old)), ctx.embed(ctx.any(source), dim, start, end, step, axis))
 
 
 @rule("aten.cat.default")
