@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import zoo_layers
 from zoo import cases
 from zoo_sequences import split_cases
 
@@ -42,3 +43,25 @@ def test_program_at_a_width_is_the_model(name):
             kernel = values[program.outputs[f"kernel/{activation}/{t}/xx"].terms[0][1]]
             n = kernel.shape[0]
             assert torch.allclose(kernel, real.feature_kernel(activation)[t, :n, :n], rtol=1e-5, atol=1e-7)
+
+
+COUPLED = ("batch norm", "batch norm of images")  # no sample has a Jacobian of its own
+TANGENT = [name for name in zoo_layers.setups() if name not in COUPLED]
+
+
+@pytest.mark.parametrize("name", TANGENT)
+def test_tangent_kernel_at_a_width_is_that_of_the_model(name):
+    case = CASES[name]
+    lowered = lower(captured := capture(case.make, case.inputs, tangent=True), Fraction(1), width=WIDTH)
+    outputs, _ = requests(captured, lowered)
+    program = finish(lowered.context.algebra.builder, outputs)
+    with seeded(3):
+        model, _ = build(case.make, WIDTH)
+        weights = {k: v.detach().double() for k, v in model.named_parameters()}
+    values = run(program, weights, WIDTH)
+    real = simulate(case.make, case.inputs, width=WIDTH, seed=3).ntk(by_parameter=True)
+    assert isinstance(real, dict)
+    for parameter, wanted in real.items():
+        terms = program.outputs[f"ntk/{parameter}/0"].terms
+        found = values[terms[0][1]] if terms else torch.zeros(())
+        assert torch.allclose(found.reshape(-1), wanted[0].reshape(-1), rtol=1e-5, atol=1e-7), parameter

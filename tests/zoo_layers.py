@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def mup_groups(model: nn.Module, n: int, lr: float, readout: str = "readout") -> torch.optim.Optimizer:
-    """SGD with rates n for vectors, 1 for matrices and finite parameters, 1/n for the readout's weight."""
+def mup_groups(model: nn.Module, n: int, lr: float) -> torch.optim.Optimizer:
+    """SGD with rates n for vectors, 1 for matrices and finite parameters, 1/n where a growing axis is read out."""
     groups = []
     for name, p in model.named_parameters():
-        grown = sum(size >= 16 and size % n == 0 for size in p.shape)
-        power = {0: 0, 1: -1 if name.startswith(readout) else 1, 2: 0}[grown]
+        grown = [size >= 16 and size % n == 0 for size in p.shape]
+        read = sum(grown) == 1 and not grown[0] and "table" not in name and "places" not in name
+        power = -1 if read else {0: 0, 1: 1, 2: 0}[sum(grown)]
         groups.append({"params": [p], "lr": lr * float(n) ** power})
     return torch.optim.SGD(groups, lr=1.0)
 
@@ -100,6 +101,13 @@ class Apply(nn.Module):
         return self.f(x)
 
 
+def few_channels(n: int) -> nn.Module:
+    """A convolution that reads out of growing channels."""
+    conv = nn.Conv1d(n, 3, 2)
+    nn.init.normal_(conv.weight, std=1 / n)
+    return conv
+
+
 MIDDLES: dict[str, Callable[[int], nn.Module]] = {
     "convolutions": lambda n: nn.Identity(),
     "average pooling": lambda n: nn.AvgPool2d(3, stride=2, padding=1),
@@ -108,6 +116,7 @@ MIDDLES: dict[str, Callable[[int], nn.Module]] = {
     "padded max pooling": lambda n: nn.MaxPool2d(3, stride=2, padding=1),
     "reflected": lambda n: nn.ReflectionPad2d(1),
     "replicated": lambda n: nn.ReplicationPad2d((0, 1, 2, 0)),
+    "circular": lambda n: nn.Conv2d(n, n, 2, padding=1, padding_mode="circular"),
     "padded with ones": lambda n: nn.ConstantPad2d((1, 0, -1, 2), 1.0),
     "upsampled": lambda n: nn.Upsample(scale_factor=2),
     "bilinear": lambda n: nn.Upsample(scale_factor=1.5, mode="bilinear"),
@@ -122,7 +131,7 @@ LINES: dict[str, Callable[[int], nn.Module]] = {
     "transposed": lambda n: nn.ConvTranspose1d(n, n, 3, stride=2, padding=1, output_padding=1),
     "pointwise": lambda n: nn.Conv1d(n, n, 1),
     "widening": lambda n: nn.Sequential(nn.Conv1d(n, 2 * n, 3), nn.GELU(), nn.Conv1d(2 * n, n, 3, padding="same")),
-    "few channels": lambda n: nn.Sequential(nn.Conv1d(n, 3, 2), nn.Tanh(), nn.Conv1d(3, n, 2)),
+    "few channels": lambda n: nn.Sequential(few_channels(n), nn.Tanh(), nn.Conv1d(3, n, 2)),
     "max pooling of lines": lambda n: nn.MaxPool1d(2),
 }
 

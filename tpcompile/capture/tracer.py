@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpcompile.capture.graph import Origin
 from tpcompile.capture.origin import Position, user_source
+from tpcompile.capture.strided import as_slices
 from tpcompile.errors import CaptureError
 
 _ATTRIBUTE = "_tpcompile_node"
@@ -147,6 +148,11 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is torch.ops.aten.as_strided.default:
+            with self:
+                slices = as_slices(args[0], args[1], args[2], args[3] if len(args) > 3 else None)
+            if slices is not None:
+                return slices
         facts = _facts(func)
         if facts.random:
             raise CaptureError(

@@ -178,6 +178,8 @@ class Context:
 
     def reshape_to_result(self, x: AnyValue) -> AnyValue:
         """A view as the result's shape."""
+        if any(c == 0 for c, _ in self.result_sizes()):  # no entries
+            return self.algebra.zeros(self.result_axes())
         if isinstance(x, MatrixValue):
             return self.matrices.view(x, refactor(x.axes, self.result_sizes(), self.place))
         return self.algebra.reshape(x, refactor(x.axes, self.result_sizes(), self.place))

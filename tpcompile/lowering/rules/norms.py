@@ -83,8 +83,10 @@ def batch_norm(
         centre = _channels(ctx, mean, x)
         scale = ctx.apply("rsqrt", ctx.add(_channels(ctx, variance, x), ctx.number(eps)))
     out = _affine(ctx, _standard(ctx, x, centre, scale), _channels(ctx, weight, x), _channels(ctx, bias, x))
-    saved = [ctx.with_axes(v, (x.axes[1],)) for v in (centre, scale)] if training else [None, None]
-    return [out, *saved]
+    if not training:
+        nothing = ctx.algebra.zeros(((0,),))
+        return [out, nothing, nothing]
+    return [out, *(ctx.with_axes(v, (x.axes[1],)) for v in (centre, scale))]
 
 
 @rule("aten.native_batch_norm_backward.default")
@@ -189,7 +191,15 @@ def _all_but_channels(x: Value) -> list[int]:
 
 def _channels(ctx: Context, v: Any, x: Value) -> Any:
     """A vector over the channels, to broadcast against x."""
-    return None if v is None else ctx.with_axes(v, (*v.axes, *(() for _ in x.axes[2:])))
+    if v is None:
+        return None
+    if v.axes != (x.axes[1],):  # a constant over channels that are a batch of channels in x (tangent kernels)
+        nodes = ctx.algebra.nodes
+        numbers = [(e, *nodes.split(node, keep_dims=False)) for e, node in v.terms]
+        if any(base is not nodes.one for _, _, base in numbers):
+            raise ctx.unsupported("a normalisation of channels that are merged with other axes")
+        v = ctx.algebra.collect((x.axes[1],), numbers, v.remainder)
+    return ctx.with_axes(v, (*v.axes, *(() for _ in x.axes[2:])))
 
 
 def _groups(ctx: Context, x: Value, groups: int) -> Value:
