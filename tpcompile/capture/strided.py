@@ -11,10 +11,10 @@ def as_slices(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int
     """``x.as_strided(size, stride, offset)`` as a view of x by slices, one an axis; None where it is none."""
     axes = sorted((i for i in range(x.ndim) if x.shape[i] > 1), key=lambda i: -x.stride(i))
     wanted = [(n, s) for n, s in zip(size, stride, strict=True) if n > 1]
-    rest = 0 if offset is None else offset - x.storage_offset()
+    rest = 0 if offset is None else offset - int(x.storage_offset())
     out = x
     for i in axes:
-        step = x.stride(i)
+        step = int(x.stride(i))
         if step == 0 or rest < 0:
             return None
         start, rest = divmod(rest, step)
