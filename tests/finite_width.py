@@ -125,7 +125,7 @@ def train(
 ) -> Values:
     """Outputs and the kernels of ``activations`` at every moment, flat: ``outputs`` and ``kernel NAME``."""
     many = not isinstance(setup.inputs, Tensor)
-    xs = [x.to(dtype) for x in (setup.inputs if many else [setup.inputs])]
+    xs = [x.to(dtype) if x.is_floating_point() else x for x in (setup.inputs if many else [setup.inputs])]
     ys = [y.to(dtype) if y.is_floating_point() else y for y in (setup.targets if many else [setup.targets])]
     with seeded(seed):
         model, optimizer = build(setup.make, width)

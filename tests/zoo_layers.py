@@ -122,6 +122,8 @@ MIDDLES: dict[str, Callable[[int], nn.Module]] = {
     "bilinear": lambda n: nn.Upsample(scale_factor=1.5, mode="bilinear"),
     "windows": lambda n: Apply(lambda h: h.unfold(2, 2, 1).mean(-1)),
     "flipped and rolled": lambda n: Apply(lambda h: h.flip((2, 3)) * h.roll((1, 2), (2, 3))),
+    "unfolded": lambda n: Apply(lambda h: F.unfold(h, 2, padding=1).reshape(len(h), n, 4, 5, 5).tanh().sum(2)),
+    "folded": lambda n: Apply(lambda h: F.fold(F.unfold(h, (2, 3), padding=1), (4, 4), (2, 3), padding=1)),
     "batch norm of images": lambda n: nn.BatchNorm2d(n),
 }
 
@@ -144,6 +146,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch norm by running statistics": lambda n: nn.BatchNorm1d(n).eval(),
     "normalize": lambda n: Apply(lambda h: F.normalize(h) * n**0.5),
     "divided by the norm": lambda n: Apply(lambda h: h / h.norm(dim=-1, keepdim=True) * n**0.5),
+    "variance": lambda n: Apply(lambda h: h / torch.sqrt(h.var(-1, keepdim=True, correction=0) + 0.1)),
+    "variance over the batch": lambda n: Apply(lambda h: h / (h.std(0) + 1)),
     "dropout switched off": lambda n: nn.Dropout().eval(),
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tpcompile.capture.graph import Scaled
 from tpcompile.ir import Node, Width
-from tpcompile.lowering.algebra import refactor
+from tpcompile.lowering.algebra import merge_finite, refactor
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.gather import constant_index, put, take
 from tpcompile.lowering.registry import rule
@@ -77,6 +77,38 @@ def convolution_backward(
         of_weight = conv.outer(g, x) if mask[1] else None
     of_bias = ctx.sum(g, [0, *range(2, len(g.axes))], keepdim=False) if mask[2] else None
     return [of_input, of_weight, of_bias]
+
+
+@rule("aten.im2col.default")
+def im2col(ctx: Context, x: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+    """``im2col(self, kernel_size, dilation, padding, stride)``: channels and offsets as one axis, positions as one"""
+    x = ctx.value(x)
+    windows = _image_windows(x.axes[-2:], kernel, dilation, padding, stride)
+    start = len(x.axes) - 2
+    patches = take(ctx, x, start, start + 2, constant_index(ctx, windows.index()))
+    c, u, v, a, b = patches.axes[start - 1 :]
+    return ctx.with_axes(patches, (*patches.axes[: start - 1], (*c, *u, *v), merge_finite((*a, *b))))
+
+
+@rule("aten.col2im.default")
+def col2im(ctx: Context, x: Any, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+    """``col2im(self, output_size, kernel_size, dilation, padding, stride)``: its adjoint"""
+    x, axes = ctx.value(x), ctx.result_axes()
+    windows = _image_windows(axes[-2:], kernel, dilation, padding, stride)
+    index = windows.index()
+    channels = _size(x.axes[-2])
+    parts = [(channels[0] / (kernel[0] * kernel[1]), channels[1]), *((Fraction(k), 0) for k in kernel)]
+    split = refactor((x.axes[-2],), parts, ctx.place)
+    places = tuple(merge_finite([k]) for k in index.shape[2:])
+    patches = ctx.with_axes(x, (*x.axes[:-2], *split, *places))
+    return put(ctx, patches, len(axes) - 2, constant_index(ctx, index), axes[-2:])
+
+
+def _image_windows(image: Axes, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Windows:
+    sizes = _lengths(image)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    places = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sizes, padding, reach, stride, strict=True)]
+    return Windows(sizes, kernel, stride, padding, dilation, places)
 
 
 class _Convolution:

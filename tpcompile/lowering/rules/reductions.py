@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
+from tpcompile.capture.graph import Scaled
+from tpcompile.ir import Width
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.registry import rule
 
@@ -31,3 +34,38 @@ def vector_norm(ctx: Context, x: Any, ord: Any = 2, dim: Any = None, keepdim: bo
     if ord != 2:
         raise ctx.unsupported(f"a norm of order {ord}")
     return ctx.apply("sqrt", ctx.sum(ctx.times(x, x), dim, keepdim))
+
+
+@rule("aten.var.correction")
+def var(ctx: Context, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
+    """``var(self, dim=None, *, correction=1, keepdim=False)``"""
+    return _variance(ctx, x, dim, correction, keepdim)[0]
+
+
+@rule("aten.std.correction")
+def std(ctx: Context, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
+    """``std(self, dim=None, *, correction=1, keepdim=False)``"""
+    return ctx.apply("sqrt", _variance(ctx, x, dim, correction, keepdim)[0])
+
+
+@rule("aten.var_mean.correction")
+def var_mean(ctx: Context, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
+    """``var_mean(self, dim=None, *, correction=1, keepdim=False)``"""
+    return _variance(ctx, x, dim, correction, keepdim)
+
+
+def _variance(ctx: Context, x: Any, dim: Any, correction: Any, keepdim: bool) -> list[Any]:
+    """Sum of squares about the mean over ``length - correction``, and the mean."""
+    x = ctx.value(x)
+    dims = sorted({d % len(x.axes) for d in dim} if dim else range(len(x.axes)))
+    centre = mean(ctx, x, dims, keepdim=True)
+    apart = ctx.add(x, ctx.negate(centre))
+    spread = ctx.sum(ctx.times(apart, apart), dims, keepdim)
+    count: Any = ctx.number(1)
+    for i in dims:
+        for d in x.axes[i]:
+            count = ctx.times(count, Scaled(float(d.ratio), Fraction(1)) if isinstance(d, Width) else d)
+    free = ctx.add(count, ctx.number(-(1 if correction is None else correction)))
+    if not keepdim:
+        centre = ctx.with_axes(centre, tuple(a for i, a in enumerate(x.axes) if i not in dims))
+    return [ctx.times(spread, ctx.reciprocal(free)), centre]
