@@ -61,7 +61,6 @@ def test_operations_without_a_rule_are_named_with_their_place(name):
 
 
 MODULES: dict[str, tuple[Callable[[int], nn.Module], str]] = {
-    "group norm": (lambda n: nn.GroupNorm(4, n), "module '1'"),
     "softmax": (lambda n: nn.Softmax(-1), "module '1'"),
     "prelu": (lambda n: nn.PReLU(), "module '1'"),
 }

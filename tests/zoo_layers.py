@@ -142,6 +142,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer norm without weights": lambda n: nn.LayerNorm(n, elementwise_affine=False),
     "rms norm": lambda n: nn.RMSNorm(n, eps=1e-6),
     "group norm of one group": lambda n: nn.GroupNorm(1, n),
+    "group norm": lambda n: nn.GroupNorm(4, n),
     "batch norm": lambda n: nn.BatchNorm1d(n),
     "batch norm by running statistics": lambda n: nn.BatchNorm1d(n).eval(),
     "normalize": lambda n: Apply(lambda h: F.normalize(h) * n**0.5),

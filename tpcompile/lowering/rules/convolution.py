@@ -12,7 +12,7 @@ from typing import Any
 
 from tpcompile.capture.graph import Scaled
 from tpcompile.ir import Node, Width
-from tpcompile.lowering.algebra import merge_finite, refactor
+from tpcompile.lowering.axes import merge_finite, refactor
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.gather import constant_index, put, take
 from tpcompile.lowering.registry import rule

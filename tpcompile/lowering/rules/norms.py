@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from tpcompile.ir import Width
-from tpcompile.lowering.algebra import refactor
+from tpcompile.lowering.axes import refactor
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.value import Value
