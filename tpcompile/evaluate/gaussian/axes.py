@@ -8,6 +8,7 @@ diagonal stays a diagonal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,8 +23,20 @@ from tpcompile.evaluate.gaussian.terms import (
     Term,
     Use,
 )
-from tpcompile.ir import Concat, Dims, Node, Permute, Slice, Unslice, View, Width
-from tpcompile.ir.ops import Gather, Scatter
+from tpcompile.ir import (
+    Concat,
+    Dims,
+    Gather,
+    MergeWidth,
+    Node,
+    Permute,
+    Scatter,
+    Slice,
+    SplitWidth,
+    Unslice,
+    View,
+    Width,
+)
 
 if TYPE_CHECKING:
     from tpcompile.evaluate.gaussian.moments import Factor, Moments
@@ -37,7 +50,7 @@ def moved(m: Moments, f: Factor, factors: Sequence[Factor]) -> Poly:
     op = f.node.op
     match op:
         case Permute():
-            return m.moment(_replace(factors, f, _permuted(f)))
+            return m.moment(_replace(factors, f, permuted(f)))
         case View():
             return _view(m, f, factors)
         case Gather(axis=axis):
@@ -63,7 +76,7 @@ def _replace(factors: Sequence[Factor], old: Factor, *new: Factor) -> tuple[Fact
 
 
 def _factor(f: Factor, node: Node, labels: Sequence[Label | None]) -> Factor:
-    return type(f)(node, f.copy, tuple(labels))
+    return f.on(node, labels)
 
 
 def _by_axis(dims: Dims, labels: Labels) -> list[Label | None]:
@@ -76,7 +89,8 @@ def _finite(dims: Dims, by_axis: Sequence[Label | None]) -> Labels:
     return tuple(x for d, x in zip(dims, by_axis, strict=True) if not isinstance(d, Width))
 
 
-def _permuted(f: Factor) -> Factor:
+def permuted(f: Factor) -> Factor:
+    """The operand of a permutation under its own labels."""
     assert isinstance(f.node.op, Permute)
     (x,) = f.node.operands
     by_axis = _by_axis(f.node.dims, f.labels)
@@ -84,6 +98,55 @@ def _permuted(f: Factor) -> Factor:
     for place, source in enumerate(f.node.op.order):
         own[source] = by_axis[place]
     return _factor(f, x, _finite(x.dims, own))
+
+
+def block(f: Factor) -> Factor:
+    """The operand of a split width, at the block that the new axis names."""
+    op = f.node.op
+    assert isinstance(op, SplitWidth)
+    (x,) = f.node.operands
+    by_axis = _by_axis(f.node.dims, f.labels)
+    at = by_axis.pop(op.axis + op.inner)
+    assert at is not None
+    inner = f.on(x, _finite(x.dims, by_axis))
+    return replace(inner, blocks=(*f.blocks, at))
+
+
+def merged(m: Moments, f: Factor, factors: Sequence[Factor]) -> Poly:
+    """A merged width: the mean over the blocks, all factors at the same one."""
+    op = f.node.op
+    assert isinstance(op, MergeWidth)
+    parts = f.node.operands[0].dims[op.axis + op.inner]
+    assert isinstance(parts, int)
+    if len(f.blocks) > 1:
+        raise m.unfactorised("blocks of blocks of a merged width", f.node)
+    given = f.blocks[0] if f.blocks else None
+    if given is not None and m.lengths[given] != parts:
+        raise m.unfactorised("blocks of a merged width that are not those it is made of", f.node)
+    at = given if given is not None else m.label(parts)
+
+    def under(g: Factor) -> Factor:
+        if g.blocks != f.blocks:
+            if given is None or not g.blocks:
+                raise m.unfactorised("blocks of a merged width beside the whole", g.node)
+            return g  # at another block: stays what it is
+        if not isinstance(g.node.op, MergeWidth):
+            return g if given is not None else replace(g, blocks=(at,))
+        x = g.node.operands[0]
+        if g.node.op.inner != op.inner or x.dims[g.node.op.axis + op.inner] != parts:
+            raise m.unfactorised("widths merged in different ways", g.node)
+        by_axis = _by_axis(g.node.dims, g.labels)
+        by_axis.insert(g.node.op.axis + op.inner, at)
+        return replace(g.on(x, _finite(x.dims, by_axis)), blocks=())
+
+    poly = m.moment(tuple(under(g) for g in factors))
+    if given is not None:
+        return poly
+    return tuple(replace(t, coefficient=t.coefficient / parts) if _has(t, at) else t for t in poly)
+
+
+def _has(term: Term, label: Label) -> bool:
+    return any(label in labels for _, labels in term.uses) or any(label in pair for pair in term.deltas)
 
 
 # views -------------------------------------------------------------------------------------

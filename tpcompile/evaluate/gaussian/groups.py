@@ -44,13 +44,14 @@ def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
     poly: Poly = (Term(1.0),)
     groups = sorted(nx.connected_components(graph), key=lambda c: (len(c), min(c)))
     pending = [[factors[i] for i in sorted(group)] for group in groups]
+    pending.sort(key=lambda group: not all(map(is_generator, group)))  # what vanishes for reasons of structure first
     while pending and poly:
         group = pending.pop(0)
         found = _group(m, group)
         deltas = {d for term in found for d in term.deltas}
         if pending and len(found) == 1 and deltas:  # what they unify is asked of the others as a diagonal
             rest = tuple(f for g in pending for f in g)
-            return product(poly, m._substituted(found, rest))
+            return product(poly, m.times(found, rest))
         poly = product(poly, found)
     return poly
 
@@ -60,18 +61,23 @@ def is_generator(f: Factor) -> bool:
     return isinstance(f.node.op, Init | MatMul | Gaussian)
 
 
+def _is_direct(m: Moments, f: Factor) -> bool:
+    """A registered function of one Gaussian variable."""
+    return isinstance(f.node.op, Map) and m.structure.gaussian(f.node.operands[0])
+
+
 def _variables(m: Moments, f: Factor) -> list[Factor]:
     """The Gaussian variables of which a factor is a function."""
     if is_generator(f):
         return [f]
-    if isinstance(f.node.op, Map) and m.structure.gaussian(f.node.operands[0]):
-        return [m._broadcast(f, f.node.operands[0])]
+    if _is_direct(m, f):
+        return [m.broadcast(f, f.node.operands[0])]
     if m.structure.pointwise(f.node):
         found: dict[Factor, None] = {}
         for x in f.node.operands:
             if x not in m.structure.random:
                 continue
-            g = m._broadcast(f, x)
+            g = m.broadcast(f, x)
             for v in [g] if m.structure.gaussian(x) else _variables(m, g):
                 found.setdefault(v)
         return list(found)
@@ -95,7 +101,9 @@ def _group(m: Moments, group: Sequence[Factor]) -> Poly:
     variables = list(dict.fromkeys(v for f in group for v in _variables(m, f)))
     for v in variables:
         if not m.structure.gaussian(v.node):
-            raise m.unfactorised("a function of a parameter whose law is not normal", v.node)
+            raise m.unfactorised("a function of a value that is not Gaussian", v.node)
+    if len({v.blocks for v in variables}) > 1:
+        return _across_blocks(m, group)
     if len(variables) > 2:
         for f in group:
             if is_generator(f):
@@ -103,12 +111,26 @@ def _group(m: Moments, group: Sequence[Factor]) -> Poly:
     if len(variables) > _MOST:
         raise m.unfactorised(f"an expectation over {len(variables)} correlated Gaussian variables", group[0].node)
     out = tuple(dict.fromkeys(x for v in variables for x in v.named()))
-    simple = len(variables) <= 2 and all(is_generator(f) or isinstance(f.node.op, Map) for f in group)
+    simple = len(variables) <= 2 and all(is_generator(f) or _is_direct(m, f) for f in group)
     key = (*m.key(sorted(group, key=lambda f: (f.node.serial, f.node.op.mnemonic, f.copy)), out), "expectation")
     array = m.known.get(key)
     if array is None:
         array = m.known[key] = (_closed if simple else _integral)(m, group, variables, out)
     return (Term(1.0, ((array, out),)),)
+
+
+def _across_blocks(m: Moments, group: Sequence[Factor]) -> Poly:
+    """Functions at coordinates of two blocks: one coordinate where the blocks are equal, independent ones elsewhere."""
+    blocks = list(dict.fromkeys(f.blocks for f in group))
+    if len(blocks) != 2 or len(blocks[0]) != len(blocks[1]):
+        raise m.unfactorised("functions at coordinates of more than two blocks", group[0].node)
+    first, second = ([f for f in group if f.blocks == b] for b in blocks)
+    deltas = tuple((p, q) for p, q in zip(*blocks, strict=True) if p != q)
+    equal = tuple(f.under({q: p for p, q in deltas}) for f in group)
+    apart = product(m.moment(tuple(first)), m.moment(tuple(second)))
+    same = Term(1.0, (), deltas)
+    minus = Term(-1.0, (), deltas)
+    return (*apart, *(same * t for t in m.moment(equal)), *(minus * t for t in apart))
 
 
 def _stein(m: Moments, g: Factor, others: Sequence[Factor]) -> Poly:
@@ -117,13 +139,13 @@ def _stein(m: Moments, g: Factor, others: Sequence[Factor]) -> Poly:
     for i, f in enumerate(others):
         rest = [x for j, x in enumerate(others) if j != i]
         if is_generator(f):
-            out += m._substituted(m.covariance(g, f), tuple(rest))
+            out += m.times(m.covariance(g, f), tuple(rest))
             continue
-        if not isinstance(f.node.op, Map):
+        if not _is_direct(m, f):
             raise m.unfactorised("a product of correlated values", f.node)
         (v,) = _variables(m, f)
         slope = m.derivative(f)
-        out += m._substituted(m.covariance(g, v), (*rest, slope))
+        out += m.times(m.covariance(g, v), (*rest, slope))
     return out
 
 
@@ -210,7 +232,7 @@ def _integral(m: Moments, group: Sequence[Factor], variables: Sequence[Factor], 
     for f in group:
         if _reads_scalars(m, f, set(variables)):
             raise m.unfactorised("a function of several Gaussian variables and of numbers", f.node)
-    integrand = Integrand(tuple(group), tuple(variables), m._broadcast)
+    integrand = Integrand(tuple(group), tuple(variables), m.broadcast)
     means = tuple(m.array([v], out) for v in variables)
     rows = []
     for v in variables:
@@ -229,7 +251,7 @@ def _reads_scalars(m: Moments, f: Factor, stop: set[Factor]) -> bool:
         return False
     if m.structure.deterministic(f.node):
         return not _is_number(f.node)
-    return any(_reads_scalars(m, m._broadcast(f, x), stop) for x in f.node.operands)
+    return any(_reads_scalars(m, m.broadcast(f, x), stop) for x in f.node.operands)
 
 
 def _is_number(node: Node) -> bool:

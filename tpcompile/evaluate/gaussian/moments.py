@@ -18,7 +18,7 @@ from tpcompile.analysis.parity import Parity
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import TpcompileError
 from tpcompile.evaluate.domains import find_domains
-from tpcompile.evaluate.gaussian import axes, groups
+from tpcompile.evaluate.gaussian import axes, groups, response
 from tpcompile.evaluate.gaussian.structure import Structure, input_nodes, is_linear_move
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -28,10 +28,28 @@ from tpcompile.evaluate.gaussian.terms import (
     SumArray,
     Term,
     VarianceArray,
+    matched,
     product,
 )
-from tpcompile.ir import Contract, Expand, Gaussian, Init, Map, MatMul, Mul, Node, Program, Sum, Width, split_spec
+from tpcompile.ir import (
+    Contract,
+    Expand,
+    Gaussian,
+    Init,
+    Map,
+    MatMul,
+    MergeWidth,
+    Mul,
+    Node,
+    Program,
+    SplitWidth,
+    Sum,
+    Width,
+    split_spec,
+)
 from tpcompile.laws import mean_and_std
+
+_ONE = Term(1.0)
 
 
 class FactorisationError(TpcompileError):
@@ -40,15 +58,28 @@ class FactorisationError(TpcompileError):
 
 @dataclass(frozen=True)
 class Factor:
-    """A node on the inputs of one copy; ``labels`` name its finite axes in order, None those of length 1."""
+    """A node on the inputs of one copy; ``labels`` name its finite axes in order, None those of length 1.
+
+    ``blocks`` say which block of the width axis is meant where it has been split: a block is a draw of its own.
+    """
 
     node: Node
     copy: int
     labels: tuple[Label | None, ...]
+    blocks: tuple[Label, ...] = ()
 
     def named(self) -> tuple[Label, ...]:
         """Labels that are there."""
-        return tuple(x for x in self.labels if x is not None)
+        return tuple(x for x in self.labels if x is not None) + self.blocks
+
+    def on(self, node: Node, labels: Sequence[Label | None]) -> Factor:
+        """An operand under these labels, at the same coordinate."""
+        return Factor(node, self.copy, tuple(labels), self.blocks if node.kind == "vector" else ())
+
+    def under(self, names: Mapping[Label, Label]) -> Factor:
+        """The same factor with labels renamed."""
+        labels = tuple(None if x is None else names.get(x, x) for x in self.labels)
+        return Factor(self.node, self.copy, labels, tuple(names.get(x, x) for x in self.blocks))
 
 
 class Moments:
@@ -121,15 +152,15 @@ class Moments:
             others = factors[:i] + factors[i + 1 :]
             alternatives = self._split(f)
             if alternatives is not None:
-                return tuple(
-                    Term(c) * t for c, inner in alternatives for t in self.moment((*inner, *others)) if c != 0.0
-                )
+                return tuple(own * t for own, inner in alternatives for t in self._with(own, (*inner, *others)))
         pair = self._free_pair(factors)
         if pair is not None:
             i, j = pair
             others = tuple(f for k, f in enumerate(factors) if k not in pair)
-            return self._substituted(self.generators(factors[i], factors[j]), others)
+            return self.times(self.generators(factors[i], factors[j]), others)
         for f in factors:
+            if isinstance(f.node.op, MergeWidth):
+                return axes.merged(self, f, factors)
             if is_linear_move(f.node.op):
                 return axes.moved(self, f, factors)
         return groups.independent(self, factors)
@@ -142,20 +173,40 @@ class Moments:
             uses.append((self.known.setdefault(key, ScalarArray(sizes, f.node, f.copy)), f.named()))
         return Term(1.0, tuple(uses))
 
-    def _split(self, f: Factor) -> list[tuple[float, tuple[Factor, ...]]] | None:
+    def _split(self, f: Factor) -> list[tuple[Term, tuple[Factor, ...]]] | None:
         """What a linear instruction or a product is made of: a list of alternatives to be added."""
         op, x = f.node.op, f.node.operands
         if isinstance(op, Sum):
-            return [(c, (self._broadcast(f, y),)) for c, y in zip(op.coefficients, x, strict=True)]
+            return [(Term(c), (self.broadcast(f, y),)) for c, y in zip(op.coefficients, x, strict=True)]
         if isinstance(op, Mul):
-            return [(1.0, tuple(self._broadcast(f, y) for y in x))]
+            return [(_ONE, tuple(self.broadcast(f, y) for y in x))]
         if isinstance(op, Expand):
-            return [(1.0, (self._broadcast(f, x[0]),))]
-        if isinstance(op, Contract) and not isinstance(op, Gaussian) and op.contracted_width(_dims(x)) is None:
-            return [(1.0, self.contracted(f))]
+            return [(_ONE, (self.broadcast(f, x[0]),))]
+        if isinstance(op, Map) and self._is_power(f.node):
+            times = int(dict(op.params)["exponent"])
+            return [(_ONE, (self.broadcast(f, x[0]),) * times)]
+        if isinstance(op, SplitWidth):
+            return [(_ONE, (axes.block(f),))]
+        if isinstance(op, MatMul) and self.structure.responds(f.node):
+            return response.alternatives(self, f)
+        if isinstance(op, Contract) and not isinstance(op, Gaussian) and self.structure.width(f.node) is None:
+            return [(_ONE, self.contracted(f))]
         return None
 
-    def _broadcast(self, f: Factor, operand: Node) -> Factor:
+    def _with(self, own: Term, factors: tuple[Factor, ...]) -> Poly:
+        """The expectation of factors beside a term, whose deltas unify labels of theirs."""
+        names = unified(own.deltas)
+        return self.moment(tuple(f.under(names) for f in factors)) if own.coefficient else ()
+
+    def _is_power(self, node: Node) -> bool:
+        """True for a small whole power of a value that is not Gaussian: a product."""
+        op = node.op
+        assert isinstance(op, Map)
+        exponent = dict(op.params).get("exponent")
+        whole = op.fn == "pow" and op.order == 0 and exponent in (2, 3, 4)
+        return whole and not self.structure.gaussian(node.operands[0])
+
+    def broadcast(self, f: Factor, operand: Node) -> Factor:
         """An operand of a pointwise instruction: axes aligned from the right, those of length 1 without label."""
         finite = iter(f.labels)
         by_axis = [None if isinstance(d, Width) else next(finite) for d in f.node.dims]
@@ -163,7 +214,7 @@ class Moments:
         labels = tuple(
             None if d == 1 else label for d, label in zip(operand.dims, aligned, strict=True) if isinstance(d, int)
         )
-        return Factor(operand, f.copy, labels)
+        return f.on(operand, labels)
 
     def contracted(self, f: Factor) -> tuple[Factor, ...]:
         """The operands of an Einstein sum; what it sums gets new labels."""
@@ -182,7 +233,7 @@ class Moments:
                 if letter not in names:
                     names[letter] = None if d == 1 else self.label(d)
                 labels.append(None if d == 1 else names[letter])
-            factors.append(Factor(x, f.copy, tuple(labels)))
+            factors.append(f.on(x, labels))
         return tuple(factors)
 
     # generators ----------------------------------------------------------------------------
@@ -196,17 +247,13 @@ class Moments:
                 continue
             same = [k for k, g in enumerate(factors) if f.node in self.structure.reach(g.node)]
             if len(same) == 2 and all(factors[k].node is f.node for k in same) and same[0] == i:
-                return same[0], same[1]
+                i, j = same
+                return i, j
         return None
 
-    def _substituted(self, poly: Poly, others: tuple[Factor, ...]) -> Poly:
+    def times(self, poly: Poly, others: tuple[Factor, ...]) -> Poly:
         """Multiply by the expectation of the others, with the labels that the deltas of each term unify."""
-        out: list[Term] = []
-        for term in poly:
-            names = unified(term.deltas)
-            moved = tuple(Factor(f.node, f.copy, tuple(_name(x, names) for x in f.labels)) for f in others)
-            out += [term * t for t in self.moment(moved)]
-        return tuple(out)
+        return tuple(term * t for term in poly for t in self._with(term, others))
 
     def mean(self, f: Factor) -> Poly:
         """Mean of a generator."""
@@ -221,9 +268,8 @@ class Moments:
         x, y = a.node.op, b.node.op
         if isinstance(x, Init) and a.node is b.node:
             _, std = mean_and_std(x.law)
-            deltas = tuple((p, q) for p, q in zip(a.labels, b.labels, strict=True) if p is not None and p != q)
-            assert all(q is not None for _, q in deltas)
-            return (Term(1.0, (self.variance(a.node, std),), deltas), *means)  # type: ignore[arg-type]
+            deltas = matched((*a.labels, *a.blocks), (*b.labels, *b.blocks))
+            return (Term(1.0, (self.variance(a.node, std),), deltas), *means)
         if isinstance(x, MatMul) and isinstance(y, MatMul):
             return self._products(a, b)
         if isinstance(x, Gaussian) and isinstance(y, Gaussian):
@@ -241,18 +287,13 @@ class Moments:
         (matrix, x), (other, y) = a.node.operands, b.node.operands
         if matrix is not other or a.node.op != b.node.op:
             return ()
-        self.structure.check_one_sided(a.node)
-        self.structure.check_one_sided(b.node)
         assert isinstance(matrix.op, Init)
         _, std = mean_and_std(matrix.op.law)
         family = sum(isinstance(d, int) for d in matrix.dims)
-        pairs = zip(a.labels[:family], b.labels[:family], strict=True)
-        deltas = tuple((p, q) for p, q in pairs if p is not None and q is not None and p != q)
+        deltas = matched((*a.labels[:family], *a.blocks), (*b.labels[:family], *b.blocks))
         into = next(d for d in x.dims if isinstance(d, Width))
         names = unified(deltas)
-        inner = tuple(
-            Factor(node, f.copy, tuple(_name(label, names) for label in f.labels)) for node, f in ((x, a), (y, b))
-        )
+        inner = tuple(Factor(node, f.copy, f.labels).under(names) for node, f in ((x, a), (y, b)))
         own = Term(float(into.ratio), (self.variance(matrix, std),), deltas)
         return product((own,), self.compact(inner))
 
@@ -273,7 +314,7 @@ class Moments:
         names: dict[Label, int] = {}
         for label in (x for f in factors for x in f.named()):
             names.setdefault(label, len(names))
-        asked = tuple((f.node, f.copy, tuple(None if x is None else names[x] for x in f.labels)) for f in factors)
+        asked = tuple((g.node, g.copy, g.labels, g.blocks) for g in (f.under(names) for f in factors))
         return asked, tuple(names.get(x, -1) for x in out)
 
     def _sums(self, a: Factor, b: Factor) -> Poly:
@@ -323,7 +364,7 @@ class Moments:
             higher = Map(op.fn, op.order + 1, op.params)
             slope = self._slopes[f.node] = Node(higher, f.node.operands, f.node.dims, f.node.serial)
             self.structure.random.add(slope)
-        return Factor(slope, f.copy, f.labels)
+        return f.on(slope, f.labels)
 
     def unfactorised(self, what: str, node: Node) -> FactorisationError:
         """The error for an expectation that is out of reach."""
@@ -348,11 +389,3 @@ def unified(deltas: Sequence[tuple[Label, Label]]) -> dict[Label, Label]:
         if a != b:
             names[max(a, b)] = min(a, b)
     return {x: root(x) for x in names}
-
-
-def _name(label: Label | None, names: Mapping[Label, Label]) -> Label | None:
-    return None if label is None else names.get(label, label)
-
-
-def _dims(nodes: Sequence[Node]) -> tuple:
-    return tuple(x.dims for x in nodes)

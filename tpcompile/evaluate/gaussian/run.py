@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from tpcompile.evaluate.gaussian.terms import (
     Use,
     VarianceArray,
 )
-from tpcompile.ir import Contract, Data, Node, Width
+from tpcompile.ir import Contract, Data, Node, Sum, Width
 
 _PAIR = "YZ"  # letters of the two pair axes in an Einstein sum
 _LETTERS = "abcdefghijklmnopqrstuvwxABCDEFGHIJKLMNOPQRSTUVWX"
@@ -116,8 +117,9 @@ class Run:
         return total
 
     def _product(self, term: Term, array: SumArray) -> Tensor:
-        uses, out = resolved(term, array)
-        coefficient: Any = term.coefficient
+        uses, times = resolved(term, array)
+        out = array.out
+        coefficient: Any = term.coefficient * times
         factors: list[tuple[Tensor, tuple[int, ...]]] = []
         for a, labels in uses:
             value = self.value(a)
@@ -256,6 +258,10 @@ def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype) -> Tenso
     count = max((x.shape[0] for x in operands), default=1)
     if count == 1:
         return execute(node.op, [x[0] for x in operands], node.dims, _no_width, dtype)[None]
+    if isinstance(node.op, Sum):  # in place elsewhere, which vmap does not allow
+        terms = zip(node.op.coefficients, operands, strict=True)
+        rank = len(node.dims)
+        return sum(c * x.reshape(x.shape[0], *([1] * (rank + 1 - x.dim())), *x.shape[1:]) for c, x in terms)  # type: ignore[return-value]
     dims = tuple(0 if x.shape[0] == count else None for x in operands)
     values = [x if d == 0 else x[0] for x, d in zip(operands, dims, strict=True)]
 
@@ -265,8 +271,11 @@ def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype) -> Tenso
     return torch.vmap(one, dims)(*values)
 
 
-def resolved(term: Term, array: SumArray) -> tuple[list[Use], tuple[int, ...]]:
-    """Uses with the deltas worked in: a delta of two wanted labels is an identity matrix, any other a renaming."""
+def resolved(term: Term, array: SumArray) -> tuple[list[Use], int]:
+    """Uses with the deltas worked in: a delta of two wanted labels is an identity matrix, any other a renaming.
+
+    The number counts the values of summed labels on which nothing depends.
+    """
     out = array.out
     uses = list(term.uses)
     names: dict[int, int] = {}
@@ -280,8 +289,8 @@ def resolved(term: Term, array: SumArray) -> tuple[list[Use], tuple[int, ...]]:
     renamed = [(a, tuple(names.get(x, x) for x in labels)) for a, labels in uses[:protected]]
     lonely = {names[a] for a, _ in term.deltas if names[a] not in out}
     carried = {x for _, labels in renamed for x in labels}
-    assert lonely <= carried, "a sum over an axis that nothing depends on"
-    return renamed + uses[protected:], out
+    times = math.prod(array.lengths[x] for x in lonely - carried)
+    return renamed + uses[protected:], times
 
 
 def _classes(deltas: Sequence[tuple[int, int]]) -> list[set[int]]:

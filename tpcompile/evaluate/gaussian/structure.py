@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tpcompile.errors import EvaluationError
 from tpcompile.ir import (
     Concat,
     Contract,
     Data,
     Expand,
+    Gather,
     Gaussian,
     Init,
     Map,
@@ -17,13 +17,14 @@ from tpcompile.ir import (
     Op,
     Permute,
     Program,
+    Scatter,
     Slice,
+    SplitWidth,
     Sum,
     Unslice,
     View,
     reachable,
 )
-from tpcompile.ir.ops import Gather, Scatter
 from tpcompile.laws import Normal
 
 _MOVES = (View, Permute, Slice, Unslice, Concat, Gather, Scatter)
@@ -45,6 +46,9 @@ class Structure:
         self._gaussian: dict[Node, bool] = {}
         self._reach: dict[Node, frozenset[Node]] = {}
         self._families: dict[Node, frozenset[object]] = {}
+        self._responds: dict[Node, bool] = {}
+        self._hat: dict[Node, Node] = {}
+        self.hats: set[Node] = set()
 
     def _is_random(self, node: Node) -> bool:
         if node.kind != "scalar" or isinstance(node.op, Gaussian | Init):
@@ -78,12 +82,16 @@ class Structure:
 
     def _is_gaussian(self, node: Node) -> bool:
         op = node.op
-        if self.deterministic(node) or isinstance(op, MatMul | Gaussian):
+        if self.deterministic(node) or isinstance(op, Gaussian):
             return True
+        if isinstance(op, MatMul):
+            if any(x.kind == "scalar" for x in self.reach(node)):
+                return False  # Gaussian only given random scalars
+            return not self.responds(node) or all(self.gaussian(y.operands[1]) for y in self.opposite(node))
         if isinstance(op, Init):
             return isinstance(op.law, Normal)
         moving = [x for x in node.operands if x in self.random]
-        if isinstance(op, Sum | Expand) or is_linear_move(op):
+        if isinstance(op, Sum | Expand | SplitWidth) or is_linear_move(op):
             return all(self.gaussian(x) for x in moving)
         if isinstance(op, Mul) or (isinstance(op, Contract) and self.width(node) is None):
             return len(moving) == 1 and self.gaussian(moving[0])
@@ -101,6 +109,8 @@ class Structure:
                 found = frozenset([op.name])
             elif isinstance(op, MatMul):
                 found = frozenset([(node.operands[0], op.transpose)])
+                if self.responds(node):
+                    found |= frozenset().union(*(self.families(y.operands[1]) for y in self.opposite(node)))
             elif isinstance(op, Gaussian):
                 found = frozenset(["gaussian"])
             else:
@@ -108,13 +118,30 @@ class Structure:
             self._families[node] = found
         return self._families[node]
 
-    def check_one_sided(self, node: Node) -> None:
-        """Raise unless a product has no response term."""
+    def responds(self, node: Node) -> bool:
+        """True if a product has a response term: its operand depends on a product with the transposed matrix."""
+        if node not in self._responds:
+            self._responds[node] = node not in self.hats and bool(self.opposite(node))
+        return self._responds[node]
+
+    def opposite(self, node: Node) -> list[Node]:
+        """Products with the transposed matrix on which the operand of a product depends."""
         assert isinstance(node.op, MatMul)
-        matrix = node.operands[0]
-        for x in reachable([node.operands[1]]):
-            if isinstance(x.op, MatMul) and x.operands[0] is matrix and x.op.transpose != node.op.transpose:
-                raise EvaluationError("a matrix and its transpose are both used: the response terms are not there yet")
+        matrix, x = node.operands
+        found = [
+            y
+            for y in self.reach(x)
+            if isinstance(y.op, MatMul) and y.operands[0] is matrix and y.op.transpose != node.op.transpose
+        ]
+        return sorted(found, key=lambda y: y.serial)
+
+    def hat(self, node: Node) -> Node:
+        """The Gaussian part of a product that has a response term."""
+        if node not in self._hat:
+            hat = self._hat[node] = Node(node.op, node.operands, node.dims, node.serial)
+            self.hats.add(hat)
+            self.random.add(hat)
+        return self._hat[node]
 
 
 def input_nodes(program: Program, data: str) -> set[Node]:

@@ -6,7 +6,7 @@ then finite axes such as positions. Sums of products name the finite axes by lab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,3 +133,12 @@ Poly = tuple[Term, ...]
 def product(first: Poly, second: Poly) -> Poly:
     """All products of a term of each."""
     return tuple(a * b for a in first for b in second)
+
+
+def matched(first: Sequence[Label | None], second: Sequence[Label | None]) -> tuple[Delta, ...]:
+    """Kronecker deltas of the axes of two equal generators."""
+    return tuple((p, q) for p, q in zip(first, second, strict=True) if p is not None and q is not None and p != q)
+
+
+def _dims(nodes: Sequence[Node]) -> tuple:
+    return tuple(x.dims for x in nodes)
