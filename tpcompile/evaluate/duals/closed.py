@@ -10,6 +10,7 @@ kernels (Cho & Saul 2009) and Williams' (1997) kernel of erf.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -58,6 +59,9 @@ def signed(expression: Expression) -> Expression:
     return collect(out)
 
 
+_FAR = 1e100
+
+
 class State:
     """Two Gaussian variables during the reductions: covariances and means, and what was computed for them."""
 
@@ -68,7 +72,8 @@ class State:
         base: tuple[Value, Value],
         rates: tuple[complex, complex] = (0.0, 0.0),
         floor: tuple[Value, Value] = (0.0, 0.0),
-        slopes: tuple[Value, Value] | None = None,
+        slopes: Callable[[int], Value] | None = None,
+        near: float | None = None,
     ) -> None:
         self.cov, self.base, self.rates = cov, base, rates
         self.det = det
@@ -76,10 +81,13 @@ class State:
         self.floor = floor
         """Rounding error of the variances: a gate within that of a conditional mean stays half open."""
         self.slopes = slopes
-        """``cov / var_u`` and ``cov / var_v`` where they are known with the rounding that the determinant has."""
+        """``cov / var_u`` (0) and ``cov / var_v`` (1) where they are had with the rounding that the determinant has."""
         tilts = (_times(real(r), self.c(i, j)) for i in (0, 1) for j, r in enumerate(rates))
         first, second, third, fourth = tilts
-        self.mean = (_sum((base[0], first, second)), _sum((base[1], third, fourth)))
+        self.from_near = (_sum((base[0], first, second)), _sum((base[1], third, fourth)))
+        self.near = near or 0.0
+        """A number to which both means are close, given as their distances from it: kinks are there, too."""
+        self.mean = (_sum((self.near, self.from_near[0])), _sum((self.near, self.from_near[1])))
         """Under the law with the density ``exp(rates . x)``, as all expectations here are."""
         self.memo: dict[Any, Any] = {}
 
@@ -90,8 +98,8 @@ class State:
         """The expectation of ``exp(rates . x)`` as an exponent, and the variables under the law with that density."""
         squares = (rates[0] ** 2 / 2, rates[0] * rates[1], rates[1] ** 2 / 2)
         exponent = _sum(_times(real(s), c) for s, c in zip(squares, self.cov, strict=True))
-        exponent = _sum((exponent, *(_times(real(r), m) for r, m in zip(rates, self.base, strict=True))))
-        return exponent, State(self.cov, self.det, self.base, rates, self.floor, self.slopes)
+        exponent = _sum((exponent, *(_times(real(r), m) for r, m in zip(rates, self.mean, strict=True))))
+        return exponent, State(self.cov, self.det, self.base, rates, self.floor, self.slopes, self.near)
 
     def condition(self, i: int, bump: Bump) -> tuple[Value, State]:
         """A bump at variable i: the expectation of it, and the variables given that ``x_i + width noise = shift``."""
@@ -107,7 +115,7 @@ class State:
         if not _zero(away):
             weight = weight * torch.exp(-0.5 * away * away * inv) if torch.is_tensor(away * inv) else weight
         slope_i = 1.0 if not width2 else _times(self.c(i, i), inv)
-        slope_j = self.slopes[i] if self.slopes and not width2 else _times(self.c(0, 1), inv)
+        slope_j = self.slopes(i) if self.slopes and not width2 else _times(self.c(0, 1), inv)
         own = 0.0 if not width2 else _times(width2, slope_i)
         cross = 0.0 if not width2 else _times(width2, slope_j)
         other = _times(_sum((self.det, _times(width2, self.c(j, j)))), inv)
@@ -116,11 +124,19 @@ class State:
             floor[j] = torch.finfo(other.dtype).eps * self.c(j, j)
         det = 0.0 if not width2 else _times(_times(width2, self.det), inv)
         cov = (own, cross, other) if i == 0 else (other, cross, own)
-        away = _sum((bump.shift, _times(-1.0, self.base[i])))  # before the tilt: the means then get it afresh
-        moved_i = bump.shift if not width2 else _sum((self.base[i], _times(slope_i, away)))
+        if self.slopes and not width2 and not self.near and all(_zero(m) for m in self.base):
+            from_shift = _times(bump.shift, slope_j - 1.0)
+            base = (0.0, from_shift) if i == 0 else (from_shift, 0.0)
+            given = State(cov, det, base, self.rates, (floor[0], floor[1]), near=bump.shift)
+            self.memo[key] = weight, given
+            return self.memo[key]
+        away = _sum(
+            (bump.shift - self.near, _times(-1.0, self.base[i]))
+        )  # before the tilt: the means then get it afresh
+        moved_i = bump.shift - self.near if not width2 else _sum((self.base[i], _times(slope_i, away)))
         moved_j = _sum((self.base[j], _times(slope_j, away)))
         base = (moved_i, moved_j) if i == 0 else (moved_j, moved_i)
-        self.memo[key] = weight, State(cov, det, base, self.rates, (floor[0], floor[1]))
+        self.memo[key] = weight, State(cov, det, base, self.rates, (floor[0], floor[1]), near=self.near)
         return self.memo[key]
 
     def moment(self, powers: tuple[int, int], gates: Gates) -> Value:
@@ -159,7 +175,7 @@ class State:
             return 1.0
         if self._odd(len(gates), gates):
             return 0.0
-        means = [_sum((self.mean[i], -g.shift)) for i, g in gates]
+        means = [_sum((self.from_near[i], self.near - g.shift)) for i, g in gates]
         variances = [_at_least(_sum((self.c(i, i), g.width**2)), self.floor[i]) for i, g in gates]
         if len(gates) == 1:
             return _gate(gates[0][1].direction, _scaled(means[0], variances[0]))
@@ -180,7 +196,8 @@ class State:
         complement = _times(
             self._determinant(gates), _times(*(_times(_inverse_sqrt(v), _inverse_sqrt(v)) for v in variances))
         )
-        arguments = (_times(a, scaled[0]), _times(b, scaled[1]), _times(a * b, rho), complement)
+        near = [z.clamp(-40, 40) if torch.is_tensor(z) else min(max(z, -40.0), 40.0) for z in scaled]
+        arguments = (_times(a, near[0]), _times(b, near[1]), _times(a * b, rho), complement)
         both = bivariate_normal_cdf(*_tensors(*arguments))
         if directions[0] == 0 and directions[1] == 0:
             return 4 * both - 2 * _gate(1, scaled[0]) - 2 * _gate(1, scaled[1]) + 1
@@ -202,7 +219,12 @@ def two_variables(f: Expression, g: Expression, pair: Pair) -> Tensor:
     state = pair.memo.get("state")
     if state is None:
         det = (pair.std_u * pair.std_v * pair.root).square()
-        slopes = (pair.rho * (pair.std_v * inverse(pair.std_u)), pair.rho * (pair.std_u * inverse(pair.std_v)))
+        stds = (pair.std_u, pair.std_v)
+
+        def slopes(i: int) -> Value:
+            ratio = stds[1 - i] / stds[i]  # divided, so that it is one for equal ones
+            return pair.rho * torch.where(stds[i] > 0, ratio, torch.zeros_like(ratio))
+
         means = tuple(0.0 if m is None else m for m in (pair.mean_u, pair.mean_v))
         state = pair.memo["state"] = State((pair.var_u, pair.cov, pair.var_v), det, means, slopes=slopes)  # type: ignore[arg-type]
     total = _sum(_atoms(a, b, state) for a in _basis(f, pair.centred) for b in _basis(g, pair.centred))
@@ -229,6 +251,12 @@ def _atoms(a: Atom, b: Atom, state: State) -> Value:
     if a.rate or b.rate:
         exponent, state = state.tilt((a.rate, b.rate))
     gates: Gates = tuple((0, g) for g in a.gates) + tuple((1, g) for g in b.gates)
+    if len(gates) == 1 and not a.power + b.power and not _zero(exponent) and gates[0][1].direction:
+        # exp(large) * Phi(very negative): as one exponential
+        ((i, gate),) = gates
+        scaled = _scaled(_sum((state.mean[i], -gate.shift)), _sum((state.c(i, i), gate.width**2)))
+        if torch.is_tensor(scaled) and torch.is_tensor(exponent) and not exponent.is_complex():
+            return _times(weight, torch.exp(exponent + torch.special.log_ndtr(gate.direction * scaled)))
     value = _times(weight, state.moment((a.power, b.power), gates))
     if not _zero(exponent):
         value = _times(value, torch.exp(exponent) if torch.is_tensor(exponent) else math.e**exponent)
@@ -272,10 +300,12 @@ def _inverse_sqrt(x: Value) -> Value:
 
 def _scaled(mean: Value, var: Value) -> Value:
     """Mean in standard deviations; far out where the deviation is zero and the mean is not."""
-    if _zero(mean) or not torch.is_tensor(var):
-        return mean * _inverse_sqrt(var) if var or _zero(mean) else _far(mean)
+    if _zero(mean):
+        return 0.0
+    if not torch.is_tensor(var):
+        return mean * _inverse_sqrt(var) if var else _far(mean)
     far = torch.sign(mean) if torch.is_tensor(mean) else math.copysign(1.0, mean)
-    return torch.where(var > 0, mean * _inverse_sqrt(var), 40.0 * far)
+    return torch.where(var > 0, mean * _inverse_sqrt(var), _FAR * far)
 
 
 def _atan2(y: Value, x: Value) -> Value:
@@ -290,7 +320,7 @@ def _at_least(var: Value, floor: Value) -> Value:
 
 
 def _far(mean: Value) -> Value:
-    return 40.0 * (torch.sign(mean) if torch.is_tensor(mean) else math.copysign(1.0, mean))
+    return _FAR * (torch.sign(mean) if torch.is_tensor(mean) else math.copysign(1.0, mean))
 
 
 def _clamp(x: Value) -> Value:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from tpcompile.errors import UsageError
-from tpcompile.evaluate.duals import closed, numeric
-from tpcompile.evaluate.duals.functions import Function, derivative, expression, times
+from tpcompile.errors import UnsupportedOperationError, UsageError
+from tpcompile.evaluate.duals import closed, numeric, rounding
+from tpcompile.evaluate.duals.functions import LINEAR, Factor, Function, derivative, expression, times
 from tpcompile.evaluate.duals.fused import Fused, fused
 from tpcompile.evaluate.duals.pair import Pair
 from tpcompile.nonlin import atoms
@@ -31,10 +29,24 @@ class Side:
         return Side(function, expression(function))
 
     def derivative(self) -> Side:
+        function = None if self.function is None else derivative(self.function)
         if self.atoms is not None:
-            return Side(None, atoms.differentiate(self.atoms))
-        assert self.function is not None
-        return Side.of(derivative(self.function))
+            try:
+                return Side(function, atoms.differentiate(self.atoms))
+            except ValueError:
+                raise UnsupportedOperationError(
+                    "a derivative of a Gaussian expectation is asked for where it is infinite at a kink",
+                    advice="ask for fewer derivatives, or use a smooth nonlinearity",
+                ) from None
+        assert function is not None
+        return Side.of(function)
+
+    def changed(self, order: int, power: int) -> Side:
+        """``x^power`` times the derivative of that order."""
+        side = self
+        for _ in range(order):
+            side = side.derivative()
+        return side.times(Side.of(Factor((LINEAR,) * power))) if power else side
 
     def times(self, other: Side) -> Side:
         known = None
@@ -60,14 +72,14 @@ class Single:
     def __call__(self, var: Tensor, mean: Tensor | None = None) -> Tensor:
         """Of the shape of ``var``; ``mean`` is broadcastable to it, None is zero."""
         if torch.is_grad_enabled() and (var.requires_grad or (mean is not None and mean.requires_grad)):
-            return _One.apply(self, var, mean)  # type: ignore[return-value]
+            from tpcompile.evaluate.duals.price import One
+
+            return One.apply(self, var, mean)  # type: ignore[return-value]
         return self.compute(var, mean)
 
-    def differentiated(self, order: int, centred: bool) -> Single:
-        side = self.side
-        for _ in range(order):
-            side = side.derivative()
-        return _single(side, centred)
+    def of(self, order: int, centred: bool, power: int = 0) -> Single:
+        """The expectation of ``u^power f^(order)(u)``."""
+        return _single(self.side.changed(order, power), centred)
 
 
 @dataclass(frozen=True)
@@ -103,10 +115,13 @@ class Dual:
             pair = Pair(cov, var_u, var_v, mean_u, mean_v)
         inputs = (pair.cov, pair.var_u, pair.var_v, pair.mean_u, pair.mean_v)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-            return _Two.apply(self, *inputs)  # type: ignore[return-value]
-        return self._value(pair)
+            from tpcompile.evaluate.duals.price import Two
 
-    def _value(self, pair: Pair) -> Tensor:
+            return Two.apply(self, *inputs)  # type: ignore[return-value]
+        return self.value(pair)
+
+    def value(self, pair: Pair) -> Tensor:
+        """The same without derivatives."""
         if self.centred and not pair.centred:
             return _dual(self.f, self.g, False).compute(pair)
         return self.compute(pair)
@@ -115,13 +130,9 @@ class Dual:
         """``E f(u) g(u)`` of the shape of ``var``: an expectation of one variable."""
         return _single(self.f.times(self.g), self.centred and mean is None)(var, mean)
 
-    def differentiated(self, orders: tuple[int, int], centred: bool) -> Dual:
-        f, g = self.f, self.g
-        for _ in range(orders[0]):
-            f = f.derivative()
-        for _ in range(orders[1]):
-            g = g.derivative()
-        return _dual(f, g, centred)
+    def of(self, orders: tuple[int, int], centred: bool, powers: tuple[int, int] = (0, 0)) -> Dual:
+        """The expectation of ``u^power f^(order)(u)`` times the like of g and v."""
+        return _dual(self.f.changed(orders[0], powers[0]), self.g.changed(orders[1], powers[1]), centred)
 
 
 def dual(f: Function, g: Function, *, centred: bool = True) -> Dual:
@@ -143,7 +154,9 @@ def _dual(f: Side, g: Side, centred: bool) -> Dual:
         a, b = f.atoms, g.atoms
         polynomial = all(not (x.rate or x.gates or x.bumps) for x in (*a, *b))
         form = "polynomial (Wick)" if polynomial else "closed"
-        return Dual(form, None, f, g, centred, lambda pair: closed.two_variables(a, b, pair))
+        if not rounding.delicate(a) and not rounding.delicate(b):
+            return Dual(form, None, f, g, centred, lambda pair: closed.two_variables(a, b, pair))
+        return Dual(f"{form}, quadrature where it cancels", numeric.ERROR, f, g, centred, _guarded(f, g))
     form, error, compute = numeric.two_variables(f.function, g.function)
     return Dual(form, error, f, g, centred, compute)
 
@@ -152,50 +165,47 @@ def _dual(f: Side, g: Side, centred: bool) -> Dual:
 def _single(f: Side, centred: bool) -> Single:
     if f.atoms is not None and closed.closable(f.atoms, atoms.ONE, centred):
         known = f.atoms
-        return Single("closed", None, f, lambda var, mean: closed.one_variable(known, var, mean))
+        if not rounding.delicate(known):
+            return Single("closed", None, f, lambda var, mean: closed.one_variable(known, var, mean))
+        return Single("closed, quadrature where it cancels", numeric.ERROR, f, _guarded_single(f))
     form, error, compute = numeric.one_variable(f.function)
     return Single(form, error, f, compute)
 
 
-class _Two(torch.autograd.Function):
-    """Price's theorem: derivatives by covariances and means are expectations of derivatives."""
+def _guarded_single(f: Side) -> Callable[[Tensor, Tensor | None], Tensor]:
+    known = f.atoms
+    assert known is not None
 
-    @staticmethod
-    def forward(ctx: Any, how: Dual, *inputs: Tensor | None) -> Tensor:
-        ctx.how = how
-        ctx.save_for_backward(*inputs)
-        return how._value(Pair(*inputs))  # type: ignore[arg-type]
+    def compute(var: Tensor, mean: Tensor | None) -> Tensor:
+        bad = rounding.lost_single(known, var, mean, numeric.ERROR)
+        value = closed.one_variable(known, var, mean)
+        if bad is not None:
+            value = value.clone()
+            at = None if mean is None else mean.expand(var.shape)[bad]
+            value[bad] = numeric.one_variable(f.function)[2](var[bad], at)
+        return value
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        how, inputs = ctx.how, ctx.saved_tensors
-        centred = inputs[3] is None and inputs[4] is None
-        orders = ((1, 1), (2, 0), (0, 2), (1, 0), (0, 1))
-        factors = (1.0, 0.5, 0.5, 1.0, 1.0)
-        out: list[Tensor | None] = [None]
-        for i, (order, factor) in enumerate(zip(orders, factors, strict=True)):
-            x = inputs[i]
-            if x is None or not ctx.needs_input_grad[i + 1]:
-                out.append(None)
-                continue
-            slope = how.differentiated(order, centred)(*inputs)
-            out.append((grad * slope * factor).sum_to_size(x.shape))
-        return tuple(out)
+    return compute
 
 
-class _One(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, how: Single, var: Tensor, mean: Tensor | None) -> Tensor:
-        ctx.how = how
-        ctx.save_for_backward(var, mean)
-        return how.compute(var, mean)
+def _guarded(f: Side, g: Side) -> Callable[[Pair], Tensor]:
+    """The closed form; one-dimensional quadrature of the closed conditional expectation where it cancels."""
+    a, b = f.atoms, g.atoms
+    assert a is not None
+    assert b is not None
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        how, (var, mean) = ctx.how, ctx.saved_tensors
-        by_var = by_mean = None
-        if ctx.needs_input_grad[1]:
-            by_var = grad * how.differentiated(2, mean is None)(var, mean) / 2
-        if mean is not None and ctx.needs_input_grad[2]:
-            by_mean = (grad * how.differentiated(1, False)(var, mean)).sum_to_size(mean.shape)
-        return None, by_var, by_mean
+    def compute(pair: Pair) -> Tensor:
+        bad = rounding.lost(a, b, pair, numeric.ERROR)
+        if bad is None:
+            return closed.two_variables(a, b, pair)
+        value = torch.empty(pair.cov.shape, dtype=pair.cov.dtype)
+        good = ~bad
+        if bool(good.any()):
+            value[good] = closed.two_variables(a, b, pair.select(good)).to(value.dtype)
+        single = closed.closable(b, atoms.ONE, False)
+        inner = (lambda var, mean: closed.one_variable(b, var, mean)) if single else None
+        by_panels = numeric.panels_of_pairs(numeric.known(f.function), numeric.known(g.function), inner)
+        value[bad] = by_panels(pair.select(bad))
+        return value
+
+    return compute

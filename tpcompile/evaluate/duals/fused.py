@@ -111,7 +111,9 @@ def _two_densities(pair: Pair, a: tuple[float, float], b: tuple[float, float]) -
     det = (pair.var_u * pair.var_v).expand_as(pair.cov).addcmul(pair.cov, pair.cov, value=-1).clamp_(min=0)
     if s or t:
         return det.add_((pair.var_u + s) * t).add_(pair.var_v * s).rsqrt_().mul_(a[0] * b[0] / (2 * math.pi))
-    return inverse(det.sqrt_()).mul_(a[0] * b[0] / (2 * math.pi))
+    # two deltas: infinite at correlation one, where zero is taken (the subgradient of a symmetric cone)
+    least = (pair.var_u * pair.var_v) * (8 * torch.finfo(det.dtype).eps)
+    return torch.where(det > least, inverse(det.sqrt()), 0.0).mul_(a[0] * b[0] / (2 * math.pi))
 
 
 def _odd_exponentials(pair: Pair, a: tuple[complex, complex], b: tuple[complex, complex]) -> Tensor:

@@ -51,6 +51,12 @@ class Pair:
         """``sqrt(1 - rho^2)``, accurate also near one: ``1 - rho`` is exact there."""
         return torch.addcmul(a := 1 - self.rho, a, self.rho).clamp_(min=0).sqrt_()
 
+    def select(self, where: Tensor) -> Pair:
+        """The pairs where a mask of the covariance's shape is true, as lists of float64."""
+        columns = (self.cov, self.var_u, self.var_v, self.mean_u, self.mean_v)
+        chosen = (None if c is None else c.expand(where.shape)[where].double() for c in columns)
+        return Pair(*chosen)  # type: ignore[arg-type]
+
     def columns(self) -> Pair:
         """The same pair the other way round."""
         return Pair(self.cov, self.var_v, self.var_u, self.mean_v, self.mean_u)

@@ -42,7 +42,7 @@ def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
 
 
-def _nodes(breaks: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+def panel_nodes(breaks: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """Nodes and weights against the standard normal density of panels between sorted breaks along the last axis."""
     breaks = breaks.clamp(-rule.reach, rule.reach).sort(-1).values
     x, w = (t.to(breaks) for t in _legendre(rule.nodes))
@@ -59,7 +59,8 @@ def _offsets(finest: float, farthest: float) -> Tensor:
     return torch.cat([-steps.flip(0), torch.zeros(1, dtype=torch.float64), steps])
 
 
-def _bulk(rule: Rule) -> Tensor:
+def bulk(rule: Rule) -> Tensor:
+    """Breaks that resolve the density, in deviations."""
     return torch.linspace(-rule.reach, rule.reach, 2 * math.ceil(rule.reach / rule.bulk) + 1, dtype=torch.float64)
 
 
@@ -75,6 +76,7 @@ def _features(points: tuple[float, ...], mean: Tensor, std: Tensor, rule: Rule) 
 
 
 Fn = Callable[[Tensor], Tensor]
+Conditional = Callable[[Tensor, Tensor], Tensor]
 
 
 def one_variable(fn: Fn, points: tuple[float, ...], var: Tensor, mean: Tensor | None, rule: Rule) -> Tensor:
@@ -86,30 +88,39 @@ def one_variable(fn: Fn, points: tuple[float, ...], var: Tensor, mean: Tensor | 
     for start in range(0, len(std), step):
         rows = slice(start, start + step)
         features = _features(points, mean[rows], std[rows], rule)
-        x, w = _nodes(torch.cat([features, _bulk(rule).expand(len(features), -1)], -1), rule)
+        x, w = panel_nodes(torch.cat([features, bulk(rule).expand(len(features), -1)], -1), rule)
         value = fn(mean[rows, None] + std[rows, None] * x)
         out[rows] = torch.where(w > 0, w * value, 0.0).sum(-1)
     return out.reshape(var.shape)
 
 
 def two_variables(
-    f: Fn, g: Fn, points_f: tuple[float, ...], points_g: tuple[float, ...], pair: Pair, rule: Rule
+    f: Fn,
+    g: Fn,
+    points_f: tuple[float, ...],
+    points_g: tuple[float, ...],
+    pair: Pair,
+    rule: Rule,
+    conditional: Conditional | None = None,
 ) -> Tensor:
-    """``E f(u) g(v)`` of the shape of ``pair.cov``, float64."""
+    """``E f(u) g(v)`` of the shape of ``pair.cov``, float64; ``conditional(var, mean)`` is ``E g(v)`` where closed."""
     shape = pair.cov.shape
     columns = [pair.std_u, pair.std_v, pair.rho, pair.root, pair.mean_u, pair.mean_v]
     flat = [torch.zeros(shape, dtype=torch.float64) if c is None else c.expand(shape) for c in columns]
     table = torch.stack([c.flatten() for c in flat])
     out = torch.empty(table.shape[1], dtype=torch.float64)
     order = table[3].argsort()  # pairs of like correlation together: they need like panels
-    step = 1 if len(out) < 2 else 8
+    step = 8 if conditional is None else 512
+    inner = conditional or (lambda var, mean: one_variable(g, points_g, var, mean, rule))
     for start in range(0, len(out), step):
         rows = order[start : start + step]
-        out[rows] = _pairs(f, g, points_f, points_g, table[:, rows], rule)
+        out[rows] = _pairs(f, inner, points_f, points_g, table[:, rows], rule)
     return out.reshape(shape)
 
 
-def _pairs(f: Fn, g: Fn, points_f: tuple[float, ...], points_g: tuple[float, ...], table: Tensor, rule: Rule) -> Tensor:
+def _pairs(
+    f: Fn, inner: Conditional, points_f: tuple[float, ...], points_g: tuple[float, ...], table: Tensor, rule: Rule
+) -> Tensor:
     std_u, std_v, rho, root, mean_u, mean_v = table
     slope = std_v * rho
     tiny = torch.finfo(torch.float64).tiny
@@ -120,17 +131,11 @@ def _pairs(f: Fn, g: Fn, points_f: tuple[float, ...], points_g: tuple[float, ...
     )[:, None]
     layers = crossing[..., None] + (_offsets(finest, 2.0) if finest < 2.0 else torch.zeros(1, dtype=torch.float64))
     features = _features(points_f, mean_u, std_u, rule)
-    x, w = _nodes(torch.cat([features, layers.flatten(1), _bulk(rule).expand(len(rho), -1)], -1), rule)
+    x, w = panel_nodes(torch.cat([features, layers.flatten(1), bulk(rule).expand(len(rho), -1)], -1), rule)
     outer = torch.where(w > 0, w * f(mean_u[:, None] + std_u[:, None] * x), 0.0)
     mean = mean_v[:, None] + slope[:, None] * x
     tau = (std_v * root)[:, None].expand_as(mean)
     values = torch.zeros_like(mean)
     use = outer.abs() > 1e-30 * outer.abs().amax(1, keepdim=True)
-    rows_mean, rows_tau = mean[use], tau[use]
-    inner = torch.empty_like(rows_mean)
-    step = 2048
-    for start in range(0, len(inner), step):
-        part = slice(start, start + step)
-        inner[part] = one_variable(g, points_g, rows_tau[part].square(), rows_mean[part], rule)
-    values[use] = inner
+    values[use] = inner(tau[use].square(), mean[use])
     return (outer * values).sum(1)
