@@ -30,8 +30,8 @@ def integral(
 
     ``cov`` is (.., k, k) with any batch axes, singular if need be, and ``mean`` (.., k); ``fn`` takes k tensors of one
     shape. Smooth functions: trapezoids in a whitened basis, which for analytic ones converge faster than Gauss-Hermite.
-    With ``kinks``, one list of points for each variable: Gauss-Legendre panels split there. EvaluationError if less than
-    three digits are right.
+    With ``kinks``, one list of points for each variable: Gauss-Legendre panels split there. EvaluationError if less
+    than three digits are right.
     """
     k = cov.shape[-1]
     if k not in _NODES or cov.shape[-2] != k:

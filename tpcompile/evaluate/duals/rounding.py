@@ -21,7 +21,7 @@ _SAFETY = 4.0
 def delicate(f: Expression) -> bool:
     """Whether the closed forms of f can cancel: it has exponentials, or kinks away from zero."""
     return any(
-        isinstance(atom.rate, int | float) and atom.rate != 0 or any(o.shift for o in (*atom.gates, *atom.bumps))
+        (isinstance(atom.rate, int | float) and atom.rate != 0) or any(o.shift for o in (*atom.gates, *atom.bumps))
         for atom in f
     )
 
