@@ -130,6 +130,10 @@ MIDDLES: dict[str, Callable[[int], nn.Module]] = {
 LINES: dict[str, Callable[[int], nn.Module]] = {
     "strided": lambda n: nn.Conv1d(n, n, 2, stride=2, dilation=3, padding=1),
     "depthwise": lambda n: nn.Conv1d(n, n, 3, groups=n, padding=2, bias=False),
+    "groups": lambda n: nn.Conv1d(n, n, 3, groups=2),
+    "two channels a group": lambda n: nn.Sequential(
+        nn.Conv1d(n, 2 * n, 3, groups=n, bias=False), nn.Tanh(), nn.Conv1d(2 * n, n, 1)
+    ),
     "transposed": lambda n: nn.ConvTranspose1d(n, n, 3, stride=2, padding=1, output_padding=1),
     "pointwise": lambda n: nn.Conv1d(n, n, 1),
     "widening": lambda n: nn.Sequential(nn.Conv1d(n, 2 * n, 3), nn.GELU(), nn.Conv1d(2 * n, n, 3, padding="same")),

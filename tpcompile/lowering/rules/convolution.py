@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import torch
+
 from tpcompile.capture.graph import Scaled
 from tpcompile.ir import Node, Width
 from tpcompile.lowering.axes import merge_finite, refactor
@@ -71,10 +73,10 @@ def convolution_backward(
     conv = _Convolution(ctx, weight, stride, padding, dilation, groups, *spatial)
     if transposed:  # the roles of input and output gradient are exchanged
         of_input = conv.forward(g, weight) if mask[0] else None
-        of_weight = conv.outer(x, g) if mask[1] else None
+        of_weight = conv.outer(x, g, weight) if mask[1] else None
     else:
         of_input = conv.back(g, weight) if mask[0] else None
-        of_weight = conv.outer(g, x) if mask[1] else None
+        of_weight = conv.outer(g, x, weight) if mask[1] else None
     of_bias = ctx.sum(g, [0, *range(2, len(g.axes))], keepdim=False) if mask[2] else None
     return [of_input, of_weight, of_bias]
 
@@ -128,32 +130,57 @@ class _Convolution:
 
     def forward(self, x: Value, weight: AnyValue) -> Value:
         """The convolution: patches times weight."""
+        patches, places = self._patches(x), self.places
+        if self._stacked(weight):
+            out = self.ctx.einsum(patches, f"ngc{self.offsets}{places}", weight, f"rc{self.offsets}", f"ngr{places}")
+            return self._joined(self._own(self._split(out, 2)), 1)
         out = self.ctx.einsum(
-            self._patches(x), f"ngc{self.offsets}{self.places}", self._split(weight, 0), f"goc{self.offsets}",
-            f"ngo{self.places}",
-        )  # fmt: skip
-        assert isinstance(out, Value)
+            patches, f"ngc{self.offsets}{places}", self._split(weight, 0), f"goc{self.offsets}", f"ngo{places}"
+        )
         return self._joined(out, 1)
 
     def back(self, g: Value, weight: AnyValue) -> Value:
         """Its adjoint in the input: the transposed convolution."""
-        patches = self.ctx.einsum(
-            self._split(g, 1), f"ngo{self.places}", self._split(weight, 0), f"goc{self.offsets}",
-            f"ngc{self.offsets}{self.places}",
-        )  # fmt: skip
-        assert isinstance(patches, Value)
+        g, places = self._split(g, 1), self.places
+        if self._stacked(weight):
+            patches = self.ctx.einsum(
+                self._spread(g), f"ngr{places}", weight, f"rc{self.offsets}", f"ngc{self.offsets}{places}"
+            )
+        else:
+            patches = self.ctx.einsum(
+                g, f"ngo{places}", self._split(weight, 0), f"goc{self.offsets}", f"ngc{self.offsets}{places}"
+            )
         patches = self._joined(patches, 1)
         if self.windows.trivial:
             return self.ctx.with_axes(patches, (*patches.axes[:2], *self.large))
         return put(self.ctx, patches, 2, self._index(), self.large)
 
-    def outer(self, g: Value, x: Value) -> AnyValue:
+    def outer(self, g: Value, x: Value, weight: AnyValue) -> AnyValue:
         """Its adjoint in the weight."""
-        out = self.ctx.einsum(
-            self._split(g, 1), f"ngo{self.places}", self._patches(x), f"ngc{self.offsets}{self.places}",
-            f"goc{self.offsets}",
-        )  # fmt: skip
+        g, patches, places = self._split(g, 1), self._patches(x), self.places
+        if self._stacked(weight):
+            return self.ctx.einsum(
+                self._spread(g), f"ngr{places}", patches, f"ngc{self.offsets}{places}", f"rc{self.offsets}"
+            )
+        out = self.ctx.einsum(g, f"ngo{places}", patches, f"ngc{self.offsets}{places}", f"goc{self.offsets}")
         return self._joined(out, 0)
+
+    def _stacked(self, weight: AnyValue) -> bool:
+        """True for the matrices of several groups stacked in one growing axis of rows, which stays whole."""
+        several = self.groups[0] > 1 and self.groups[1] == 0
+        return several and isinstance(weight, MatrixValue) and bool(weight.inits)
+
+    def _own(self, x: Value) -> Value:
+        """Rows of every group's own matrix, from those of all groups: axes ``n g h o`` to ``n g o``."""
+        return take(self.ctx, x, 1, 3, self._diagonal())
+
+    def _spread(self, g: Value) -> Value:
+        """Its adjoint, all rows stacked: axes ``n g o`` to ``n g r``, zero in the rows of other groups."""
+        return self._joined(put(self.ctx, g, 1, self._diagonal(), (g.axes[1], g.axes[1])), 2)
+
+    def _diagonal(self) -> Node:
+        count = int(self.groups[0])
+        return constant_index(self.ctx, torch.arange(count) * (count + 1))
 
     def _patches(self, x: Value) -> Value:
         x = self._split(x, 1)
