@@ -14,7 +14,7 @@ def mup_groups(model: nn.Module, n: int, lr: float) -> torch.optim.Optimizer:
     """SGD with rates n for vectors, 1 for matrices and finite parameters, 1/n where a growing axis is read out."""
     groups = []
     for name, p in model.named_parameters():
-        grown = [size >= 16 and size % n == 0 for size in p.shape]
+        grown = [2 * size >= n for size in p.shape]  # no finite axis is as long at the narrowest width
         read = sum(grown) == 1 and not grown[0] and "table" not in name and "places" not in name
         power = -1 if read else {0: 0, 1: 1, 2: 0}[sum(grown)]
         groups.append({"params": [p], "lr": lr * float(n) ** power})
@@ -108,6 +108,14 @@ def few_channels(n: int) -> nn.Module:
     return conv
 
 
+def zeroed(conv: nn.Conv1d) -> nn.Module:
+    """Weights that start at zero."""
+    nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
+    nn.init.normal_(conv.bias)
+    return conv
+
+
 MIDDLES: dict[str, Callable[[int], nn.Module]] = {
     "convolutions": lambda n: nn.Identity(),
     "average pooling": lambda n: nn.AvgPool2d(3, stride=2, padding=1),
@@ -131,6 +139,7 @@ LINES: dict[str, Callable[[int], nn.Module]] = {
     "strided": lambda n: nn.Conv1d(n, n, 2, stride=2, dilation=3, padding=1),
     "depthwise": lambda n: nn.Conv1d(n, n, 3, groups=n, padding=2, bias=False),
     "groups": lambda n: nn.Conv1d(n, n, 3, groups=2),
+    "groups from zero": lambda n: zeroed(nn.Conv1d(n, n, 3, groups=2)),
     "two channels a group": lambda n: nn.Sequential(
         nn.Conv1d(n, 2 * n, 3, groups=n, bias=False), nn.Tanh(), nn.Conv1d(2 * n, n, 1)
     ),

@@ -168,7 +168,7 @@ class _Convolution:
     def _stacked(self, weight: AnyValue) -> bool:
         """True for the matrices of several groups stacked in one growing axis of rows, which stays whole."""
         several = self.groups[0] > 1 and self.groups[1] == 0
-        return several and isinstance(weight, MatrixValue) and bool(weight.inits)
+        return several and isinstance(weight, MatrixValue) and len(weight.axes[0]) == 1 and not weight.is_zero
 
     def _own(self, x: Value) -> Value:
         """Rows of every group's own matrix, from those of all groups: axes ``n g h o`` to ``n g o``."""
