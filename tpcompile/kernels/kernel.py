@@ -70,6 +70,11 @@ class Kernel:
         return pairs.exponent
 
     @property
+    def sampled(self) -> bool:
+        """True if some expectation is estimated from draws: results then have a standard error."""
+        return any(plan.moments.sampled for plan in self._plans.values())
+
+    @property
     def forms(self) -> list[tuple[str, float | None]]:
         """How each expectation is computed, in words, and its stated error (None where closed)."""
         return list(self._plan(True in self._plans).moments.forms)
@@ -95,13 +100,19 @@ class Kernel:
         block: int | None = None,
         variances: Mapping[str, Tensor | float] | None = None,
         progress: Tick | None = None,
+        samples: int = 16384,
+        replicas: int = 4,
+        seed: int = 0,
+        errors: bool = False,
     ) -> Any:
         """Kernels of all pairs of two batches of inputs, or of one with itself.
 
         ``get`` is ``"nngp"``, ``"ntk"`` or ``"both"`` (a pair of both at the price of one pass). ``diagonal`` gives
         ``(N,)`` values of each input with itself. ``block`` is the side of the blocks of pairs that are computed at a
         time, ``variances`` replaces the variances of parameters by name (without powers of n; differentiable), and
-        ``dtype`` is the precision, that of x1 by default.
+        ``dtype`` is the precision, that of x1 by default. Expectations over many correlated variables
+        (:attr:`sampled`) are drawn: ``samples`` draws, ``replicas`` times from ``seed`` on, of which the mean is given,
+        with ``errors`` beside its standard error (zero where nothing is drawn).
         Raises UsageError for inputs that are no batch of inputs such as the example.
         """
         if get not in ("nngp", "ntk", "both"):
@@ -113,25 +124,50 @@ class Kernel:
         wanted = {"nngp": [plan.nngp], "ntk": [plan.ntk], "both": [plan.nngp, plan.ntk]}[get]
         pairs = [p for p in wanted if p is not None]
         dtype = dtype or (x1.dtype if x1.is_floating_point() else torch.get_default_dtype())
-        job = _Job(plan, pairs, dtype, dict(variances or {}))
-        found = job.diagonal(x1) if diagonal else job.matrix(x1, x2, block, progress)
-        return Kernels(*found) if get == "both" else found[0]
+        times = replicas if plan.moments.sampled else 1
+        estimates = []
+        for replica in range(times):
+            job = _Job(plan, pairs, dtype, dict(variances or {}), samples, seed * 1000 + replica)
+            tick = None if progress is None else lambda i, n, r=replica: progress(r * n + i, times * n)
+            estimates.append(job.diagonal(x1) if diagonal else job.matrix(x1, x2, block, tick))
+        stacked = [torch.stack(found) for found in zip(*estimates, strict=True)]
+        means = [x[0] if times == 1 else x.mean(0) for x in stacked]
+        wrap = (lambda found: Kernels(*found)) if get == "both" else (lambda found: found[0])
+        if not errors:
+            return wrap(means)
+        nothing = float("nan") if plan.moments.sampled else 0.0
+        noise = [x.std(0) / times**0.5 if times > 1 else torch.full_like(x[0], nothing) for x in stacked]
+        return wrap(means), wrap(noise)
 
 
 class _Job:
     """One evaluation of some kernels."""
 
-    def __init__(self, plan: Plan, pairs: list[Pairs], dtype: torch.dtype, variances: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        pairs: list[Pairs],
+        dtype: torch.dtype,
+        variances: Mapping[str, Any],
+        samples: int,
+        seed: int,
+    ) -> None:
+        self.samples = samples
+        self.seed = seed
         self.plan = plan
         self.pairs = pairs
         self.dtype = dtype
         self.variances = variances
 
     def _run(self, x1: Tensor, x2: Tensor) -> Run:
-        return Run(self.plan.moments, (x1, x2), self.dtype, self.variances)
+        return Run(self.plan.moments, (x1, x2), self.dtype, self.variances, samples=self.samples, seed=self.seed)
 
     def diagonal(self, x: Tensor) -> list[Tensor]:
         """``(N, ...)`` values of every input with itself."""
+        if self.plan.moments.sampled:
+            whole = self._run(x, x).evaluate([p.cross for p in self.pairs])
+            at = torch.arange(len(x))
+            return [self._full(v, p, len(x), len(x))[at, at] for v, p in zip(whole, self.pairs, strict=True)]
         values = self._run(x, x).evaluate([p.own[0] for p in self.pairs])
         return [self._full(v, p, len(x), 1)[:, 0] for v, p in zip(values, self.pairs, strict=True)]
 
@@ -148,7 +184,8 @@ class _Job:
         def work(task: tuple[slice, slice]) -> None:
             rows, columns = task
             own = x2 is None and rows == columns
-            for target, value in zip(out, self._block(x1[rows], y[columns], own), strict=True):
+            first = x1[rows]
+            for target, value in zip(out, self._block(first, first if own else y[columns], own), strict=True):
                 target[rows, columns] = value
                 if x2 is None and not own:
                     target[columns, rows] = _transposed(value)
@@ -165,10 +202,13 @@ class _Job:
         return torch.is_grad_enabled() and any(v.requires_grad for v in values)
 
     def _block(self, x1: Tensor, x2: Tensor, own: bool) -> list[Tensor]:
+        if self.plan.moments.sampled and x1 is not x2:  # draws are joint over all inputs
+            both = torch.cat([x1, x2])
+            return [k[: len(x1), len(x1) :] for k in self._block(both, both, False)]
         run = self._run(x1, x2)
         values = run.evaluate([p.cross for p in self.pairs])
         full = [self._full(v, p, len(x1), len(x2)) for v, p in zip(values, self.pairs, strict=True)]
-        if not own:
+        if not own or self.plan.moments.sampled:
             return full
         return [_with_diagonal(k, d) for k, d in zip(full, self.diagonal(x1), strict=True)]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tpcompile.evaluate.gaussian.terms import (
+    Array,
     EyeArray,
     GatherArray,
     Label,
@@ -49,8 +50,6 @@ def moved(m: Moments, f: Factor, factors: Sequence[Factor]) -> Poly:
     """The expectation of a product of which f moves the entries of its operand."""
     op = f.node.op
     match op:
-        case Permute():
-            return m.moment(_replace(factors, f, permuted(f)))
         case View():
             return _view(m, f, factors)
         case Gather(axis=axis):
@@ -237,7 +236,7 @@ def _reshaped(m: Moments, term: Term, ins: tuple[Label, ...], outs: tuple[Label,
         ordered = m.sum((Term(1.0, ((array, labels),)),), (*others, *ins))
         full = tuple(m.lengths[x] for x in ins)
         sizes = (*ordered.sizes[: len(others)], *(m.lengths[x] for x in outs))
-        new.append((ReshapeArray(sizes, ordered, full), (*others, *outs)))
+        new.append(_distinct(m, ReshapeArray(sizes, ordered, full), (*others, *outs)))
     return Term(term.coefficient, tuple(new), tuple(deltas))
 
 
@@ -284,7 +283,8 @@ def _read(m: Moments, term: Term, derived: Label | None, places: tuple[Label, ..
             continue
         at = labels.index(derived)
         full = (*array.sizes[:at], *sizes, *array.sizes[at + 1 :])
-        uses.append((GatherArray(full, array, at, index, copy), (*labels[:at], *places, *labels[at + 1 :])))
+        read = GatherArray(full, array, at, index, copy)
+        uses.append(_distinct(m, read, (*labels[:at], *places, *labels[at + 1 :])))
         masked = True
     deltas = []
     for a, b in term.deltas:
@@ -298,6 +298,12 @@ def _read(m: Moments, term: Term, derived: Label | None, places: tuple[Label, ..
         one = m.sum((Term(1.0),), (m.label(1),))
         uses.append((GatherArray(sizes, one, 0, _sign(index), copy), places))
     return Term(term.coefficient, tuple(uses), tuple(deltas))
+
+
+def _distinct(m: Moments, array: Array, labels: tuple[Label, ...]) -> Use:
+    """An array whose equal labels are replaced by one: its diagonal."""
+    once = tuple(dict.fromkeys(labels))
+    return (array, labels) if once == labels else (m.sum((Term(1.0, ((array, labels),)),), once), once)
 
 
 def _may_drop(m: Moments, index: Index) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tpcompile import nonlin
 from tpcompile.evaluate import duals
+from tpcompile.evaluate.gaussian.sampled import plan_sampled, sources
 from tpcompile.evaluate.gaussian.terms import (
     Array,
     DualArray,
@@ -34,12 +35,12 @@ def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
     """The expectation of a product of generators and functions of Gaussian variables."""
     if len(factors) <= 2 and all(map(is_generator, factors)):
         return _group(m, factors)
-    variables = [_variables(m, f) for f in factors]
+    origins = [_sources(m, f) for f in factors]
     graph = nx.Graph()
     graph.add_nodes_from(range(len(factors)))
     for i in range(len(factors)):
         for j in range(i):
-            if any(_correlated(m, v, w) for v in variables[i] for w in variables[j]):
+            if any(_correlated(m, v, w) for v in origins[i] for w in origins[j]):
                 graph.add_edge(i, j)
     poly: Poly = (Term(1.0),)
     groups = sorted(nx.connected_components(graph), key=lambda c: (len(c), min(c)))
@@ -81,7 +82,18 @@ def _variables(m: Moments, f: Factor) -> list[Factor]:
             for v in [g] if m.structure.gaussian(x) else _variables(m, g):
                 found.setdefault(v)
         return list(found)
-    raise m.unfactorised(f"{f.node.op.mnemonic} of values that are not Gaussian", f.node)
+    return [f]  # to be drawn
+
+
+def _sources(m: Moments, f: Factor) -> list[Factor]:
+    """What the randomness of a factor comes from: Gaussian values, and initial values of other laws."""
+    if is_generator(f):
+        return [f]
+    if _is_direct(m, f):
+        return _variables(m, f)
+    found: dict[Node, bool] = {}
+    sources(m, f.node, found)
+    return [m.factor(x, f.copy) for x in found]
 
 
 def _correlated(m: Moments, v: Factor, w: Factor) -> bool:
@@ -99,23 +111,33 @@ def _group(m: Moments, group: Sequence[Factor]) -> Poly:
     if all(is_generator(f) for f in group) and len(group) <= 2:
         return m.mean(group[0]) if len(group) == 1 else m.generators(group[0], group[1])
     variables = list(dict.fromkeys(v for f in group for v in _variables(m, f)))
-    for v in variables:
-        if not m.structure.gaussian(v.node):
-            raise m.unfactorised("a function of a value that is not Gaussian", v.node)
+    if not all(m.structure.gaussian(v.node) for v in variables):
+        return _sampled(m, group)
     if len({v.blocks for v in variables}) > 1:
         return _across_blocks(m, group)
     if len(variables) > 2:
         for f in group:
-            if is_generator(f):
+            if is_generator(f) and all(is_generator(g) or _is_direct(m, g) for g in group):
                 return _stein(m, f, [g for g in group if g is not f])
     if len(variables) > _MOST:
-        raise m.unfactorised(f"an expectation over {len(variables)} correlated Gaussian variables", group[0].node)
+        return _sampled(m, group)
     out = tuple(dict.fromkeys(x for v in variables for x in v.named()))
     simple = len(variables) <= 2 and all(is_generator(f) or _is_direct(m, f) for f in group)
     key = (*m.key(sorted(group, key=lambda f: (f.node.serial, f.node.op.mnemonic, f.copy)), out), "expectation")
     array = m.known.get(key)
     if array is None:
+        if not simple and any(_reads_scalars(m, f, set(variables)) for f in group):
+            return _sampled(m, group)
         array = m.known[key] = (_closed if simple else _integral)(m, group, variables, out)
+    return (Term(1.0, ((array, out),)),)
+
+
+def _sampled(m: Moments, group: Sequence[Factor]) -> Poly:
+    out = tuple(dict.fromkeys(x for f in group for x in f.named()))
+    key = (*m.key(sorted(group, key=lambda f: (f.node.serial, f.copy)), out), "sampled")
+    array = m.known.get(key)
+    if array is None:
+        array = m.known[key] = plan_sampled(m, group, out)
     return (Term(1.0, ((array, out),)),)
 
 
@@ -229,9 +251,6 @@ class Integrand:
 
 def _integral(m: Moments, group: Sequence[Factor], variables: Sequence[Factor], out: Sequence[Label]) -> Array:
     """Any product of pointwise functions of up to three variables, on a grid."""
-    for f in group:
-        if _reads_scalars(m, f, set(variables)):
-            raise m.unfactorised("a function of several Gaussian variables and of numbers", f.node)
     integrand = Integrand(tuple(group), tuple(variables), m.broadcast)
     means = tuple(m.array([v], out) for v in variables)
     rows = []

@@ -8,6 +8,7 @@ which is what keeps convolutions without pooling cheap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ from tpcompile.ir import (
     MergeWidth,
     Mul,
     Node,
+    Permute,
     Program,
     SplitWidth,
     Sum,
@@ -95,6 +97,7 @@ class Moments:
         self.lengths: dict[Label, int] = {}
         self.forms: list[tuple[str, float | None]] = []  # of the expectations, in words, with their stated errors
         self.known: dict[object, Array] = {}
+        self.sampled = False  # whether an expectation needs draws
         self._moments: dict[object, tuple[Array | None, tuple[Label, ...]]] = {}
         self._slopes: dict[Node, Node] = {}
 
@@ -182,9 +185,12 @@ class Moments:
             return [(_ONE, tuple(self.broadcast(f, y) for y in x))]
         if isinstance(op, Expand):
             return [(_ONE, (self.broadcast(f, x[0]),))]
-        if isinstance(op, Map) and self._is_power(f.node):
-            times = int(dict(op.params)["exponent"])
-            return [(_ONE, (self.broadcast(f, x[0]),) * times)]
+        if isinstance(op, Map) and not self.structure.gaussian(x[0]):
+            power = monomial(op)
+            if power is not None:
+                return [(Term(power[0]), (self.broadcast(f, x[0]),) * power[1])]
+        if isinstance(op, Permute):
+            return [(_ONE, (axes.permuted(f),))]
         if isinstance(op, SplitWidth):
             return [(_ONE, (axes.block(f),))]
         if isinstance(op, MatMul) and self.structure.responds(f.node):
@@ -197,14 +203,6 @@ class Moments:
         """The expectation of factors beside a term, whose deltas unify labels of theirs."""
         names = unified(own.deltas)
         return self.moment(tuple(f.under(names) for f in factors)) if own.coefficient else ()
-
-    def _is_power(self, node: Node) -> bool:
-        """True for a small whole power of a value that is not Gaussian: a product."""
-        op = node.op
-        assert isinstance(op, Map)
-        exponent = dict(op.params).get("exponent")
-        whole = op.fn == "pow" and op.order == 0 and exponent in (2, 3, 4)
-        return whole and not self.structure.gaussian(node.operands[0])
 
     def broadcast(self, f: Factor, operand: Node) -> Factor:
         """An operand of a pointwise instruction: axes aligned from the right, those of length 1 without label."""
@@ -389,3 +387,11 @@ def unified(deltas: Sequence[tuple[Label, Label]]) -> dict[Label, Label]:
         if a != b:
             names[max(a, b)] = min(a, b)
     return {x: root(x) for x in names}
+
+
+def monomial(op: Map) -> tuple[float, int] | None:
+    """A small whole power, or a derivative of one, as coefficient and exponent."""
+    exponent = dict(op.params).get("exponent")
+    if op.fn != "pow" or exponent not in (1, 2, 3, 4) or op.order > exponent:
+        return None
+    return float(math.perm(int(exponent), op.order)), int(exponent) - op.order

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate import duals
 from tpcompile.evaluate.gaussian.moments import Moments, unified
+from tpcompile.evaluate.gaussian.sampled import SampledArray, evaluate_sampled
 from tpcompile.evaluate.gaussian.terms import (
     Array,
     DualArray,
@@ -47,11 +48,15 @@ class Run:
         dtype: torch.dtype,
         variances: Mapping[str, Tensor | float] | None = None,
         scalars: dict[Any, Tensor] | None = None,
+        samples: int = 16384,
+        seed: int = 0,
     ) -> None:
         self.moments = moments
         self.inputs = inputs
         self.dtype = dtype
         self.variances = variances or {}
+        self.samples = samples
+        self.seed = seed
         self.values: dict[Array, Tensor] = {}
         self.pairs: dict[tuple[Array, Array, Array], Any] = {}
         self.scalars: dict[Any, Tensor] = {} if scalars is None else scalars
@@ -103,6 +108,8 @@ class Run:
                 return _on_pair(hot.reshape(-1, *sizes).to(self.dtype), copy)
             case IntegralArray():
                 return self._integral(array)
+            case SampledArray():
+                return evaluate_sampled(self, array)
         raise EvaluationError(f"no evaluation of {type(array).__name__}")
 
     # sums ----------------------------------------------------------------------------------
@@ -122,7 +129,7 @@ class Run:
         coefficient: Any = term.coefficient * times
         factors: list[tuple[Tensor, tuple[int, ...]]] = []
         for a, labels in uses:
-            value = self.value(a)
+            value, labels = _diagonal(self.value(a), labels)
             if not labels and value.numel() == 1:
                 coefficient = coefficient * (value.reshape(()) if value.requires_grad else float(value))
             else:
@@ -245,7 +252,9 @@ class Run:
         sizes = tuple(d for d in node.dims if isinstance(d, int))
         if array is None:
             return torch.zeros((1, *sizes), dtype=self.dtype)
-        inner = Run(self.moments, self.inputs, self.dtype, self.variances, self.scalars)
+        inner = Run(
+            self.moments, self.inputs, self.dtype, self.variances, self.scalars, samples=self.samples, seed=self.seed
+        )
         (value,) = inner.evaluate([array])
         assert value is not None
         value = value.expand(*value.shape[:2], *(self.moments.lengths[x] for x in labels))
@@ -253,11 +262,15 @@ class Run:
         return value.reshape(-1, *sizes)
 
 
-def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """An instruction on scalars with a batch axis in front of every operand; batch axes of length 1 broadcast."""
+def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype, length: int = 0) -> Tensor:
+    """An instruction with a batch axis in front of every operand; batch axes of length 1 broadcast.
+
+    ``length`` is that of width axes, where there are any.
+    """
+    width: Callable[[Width], int] = lambda _: length
     count = max((x.shape[0] for x in operands), default=1)
     if count == 1:
-        return execute(node.op, [x[0] for x in operands], node.dims, _no_width, dtype)[None]
+        return execute(node.op, [x[0] for x in operands], node.dims, width, dtype)[None]
     if isinstance(node.op, Sum):  # in place elsewhere, which vmap does not allow
         terms = zip(node.op.coefficients, operands, strict=True)
         rank = len(node.dims)
@@ -266,7 +279,7 @@ def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype) -> Tenso
     values = [x if d == 0 else x[0] for x, d in zip(operands, dims, strict=True)]
 
     def one(*x: Tensor) -> Tensor:
-        return execute(node.op, list(x), node.dims, _no_width, dtype)
+        return execute(node.op, list(x), node.dims, width, dtype)
 
     return torch.vmap(one, dims)(*values)
 
@@ -301,6 +314,20 @@ def _classes(deltas: Sequence[tuple[int, int]]) -> list[set[int]]:
     return list(classes.values())
 
 
+def _diagonal(value: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """An array over labels of which some are equal, on the diagonal."""
+    while len(set(labels)) < len(labels):
+        j = next(i for i, x in enumerate(labels) if x in labels[:i])
+        i = labels.index(labels[j])
+        first, second = value.shape[2 + i], value.shape[2 + j]
+        if first == second:
+            value = value.diagonal(0, 2 + i, 2 + j).movedim(-1, 2 + i)
+        else:  # one of them does not depend on the axis
+            value = value.squeeze(2 + (j if second == 1 else i))
+        labels = labels[:j] + labels[j + 1 :]
+    return value, labels
+
+
 def _aligned(value: Tensor, labels: tuple[int, ...], out: tuple[int, ...]) -> Tensor:
     """A tensor over labels as one over ``out``: axes permuted, missing ones of length 1."""
     if labels == out:
@@ -313,10 +340,6 @@ def _aligned(value: Tensor, labels: tuple[int, ...], out: tuple[int, ...]) -> Te
 
 def _on_pair(x: Tensor, copy: int) -> Tensor:
     return x.unsqueeze(1) if copy == 0 else x.unsqueeze(0)
-
-
-def _no_width(width: Width) -> int:
-    raise EvaluationError(f"a number with the width axis {width}")
 
 
 def children(array: Array) -> list[Array]:
@@ -332,6 +355,9 @@ def children(array: Array) -> list[Array]:
             return [source]
         case IntegralArray(covariances=rows, means=means):
             return [x for row in rows for x in row] + [x for x in means if x is not None]
+        case SampledArray(covariances=rows, leaves=leaves):
+            means = [leaf.mean for leaf in leaves]
+            return [x for row in (*rows, means) for x in row if x is not None]
     return []
 
 
