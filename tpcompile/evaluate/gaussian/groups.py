@@ -33,7 +33,7 @@ _MOST = 3  # Gaussian variables under one integral
 
 def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
     """The expectation of a product of generators and functions of Gaussian variables."""
-    if len(factors) <= 2 and all(map(is_generator, factors)):
+    if len(factors) <= 2 and all(is_generator(m, f) for f in factors):
         return _group(m, factors)
     origins = [_sources(m, f) for f in factors]
     graph = nx.Graph()
@@ -45,7 +45,7 @@ def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
     poly: Poly = (Term(1.0),)
     groups = sorted(nx.connected_components(graph), key=lambda c: (len(c), min(c)))
     pending = [[factors[i] for i in sorted(group)] for group in groups]
-    pending.sort(key=lambda group: not all(map(is_generator, group)))  # what vanishes for reasons of structure first
+    pending.sort(key=lambda group: not all(is_generator(m, f) for f in group))  # what vanishes by structure first
     while pending and poly:
         group = pending.pop(0)
         found = _group(m, group)
@@ -57,9 +57,9 @@ def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
     return poly
 
 
-def is_generator(f: Factor) -> bool:
-    """Initial values, products with initial matrices, Gaussian scalars."""
-    return isinstance(f.node.op, Init | MatMul | Gaussian)
+def is_generator(m: Moments, f: Factor) -> bool:
+    """Initial values, products with initial matrices, Gaussian scalars; Gaussian values that are kept whole."""
+    return isinstance(f.node.op, Init | MatMul | Gaussian) or m.whole(f)
 
 
 def _is_direct(m: Moments, f: Factor) -> bool:
@@ -69,7 +69,7 @@ def _is_direct(m: Moments, f: Factor) -> bool:
 
 def _variables(m: Moments, f: Factor) -> list[Factor]:
     """The Gaussian variables of which a factor is a function."""
-    if is_generator(f):
+    if is_generator(m, f):
         return [f]
     if _is_direct(m, f):
         return [m.broadcast(f, f.node.operands[0])]
@@ -87,7 +87,7 @@ def _variables(m: Moments, f: Factor) -> list[Factor]:
 
 def _sources(m: Moments, f: Factor) -> list[Factor]:
     """What the randomness of a factor comes from: Gaussian values, and initial values of other laws."""
-    if is_generator(f):
+    if is_generator(m, f):
         return [f]
     if _is_direct(m, f):
         return _variables(m, f)
@@ -108,7 +108,7 @@ def _correlated(m: Moments, v: Factor, w: Factor) -> bool:
 
 
 def _group(m: Moments, group: Sequence[Factor]) -> Poly:
-    if all(is_generator(f) for f in group) and len(group) <= 2:
+    if all(is_generator(m, f) for f in group) and len(group) <= 2:
         return m.mean(group[0]) if len(group) == 1 else m.generators(group[0], group[1])
     variables = list(dict.fromkeys(v for f in group for v in _variables(m, f)))
     if not all(m.structure.gaussian(v.node) for v in variables):
@@ -117,12 +117,12 @@ def _group(m: Moments, group: Sequence[Factor]) -> Poly:
         return _across_blocks(m, group)
     if len(variables) > 2:
         for f in group:
-            if is_generator(f) and all(is_generator(g) or _is_direct(m, g) for g in group):
+            if is_generator(m, f) and all(is_generator(m, g) or _is_direct(m, g) for g in group):
                 return _stein(m, f, [g for g in group if g is not f])
     if len(variables) > _MOST:
         return _sampled(m, group)
     out = tuple(dict.fromkeys(x for v in variables for x in v.named()))
-    simple = len(variables) <= 2 and all(is_generator(f) or _is_direct(m, f) for f in group)
+    simple = len(variables) <= 2 and all(is_generator(m, f) or _is_direct(m, f) for f in group)
     key = (*m.key(sorted(group, key=lambda f: (f.node.serial, f.node.op.mnemonic, f.copy)), out), "expectation")
     array = m.known.get(key)
     if array is None:
@@ -160,7 +160,7 @@ def _stein(m: Moments, g: Factor, others: Sequence[Factor]) -> Poly:
     out = product(m.mean(g), m.moment(tuple(others)))
     for i, f in enumerate(others):
         rest = [x for j, x in enumerate(others) if j != i]
-        if is_generator(f):
+        if is_generator(m, f):
             out += m.times(m.covariance(g, f), tuple(rest))
             continue
         if not _is_direct(m, f):

@@ -153,6 +153,8 @@ class Moments:
             return (Term(1.0),)
         for i, f in enumerate(factors):
             others = factors[:i] + factors[i + 1 :]
+            if len(factors) > 2 and self.whole(f):
+                continue  # as a variable: its blocks need not be told apart among other factors
             alternatives = self._split(f)
             if alternatives is not None:
                 return tuple(own * t for own, inner in alternatives for t in self._with(own, (*inner, *others)))
@@ -162,11 +164,18 @@ class Moments:
             others = tuple(f for k, f in enumerate(factors) if k not in pair)
             return self.times(self.generators(factors[i], factors[j]), others)
         for f in factors:
+            if len(factors) > 2 and self.whole(f):
+                continue
             if isinstance(f.node.op, MergeWidth):
                 return axes.merged(self, f, factors)
             if is_linear_move(f.node.op):
                 return axes.moved(self, f, factors)
         return groups.independent(self, factors)
+
+    def whole(self, f: Factor) -> bool:
+        """True for a Gaussian value made of parts of a split width."""
+        vector = f.node.kind == "vector" and not f.blocks
+        return vector and self.structure.splits(f.node) and self.structure.gaussian(f.node)
 
     def _scalars(self, fixed: Sequence[Factor]) -> Term:
         uses = []
@@ -258,10 +267,12 @@ class Moments:
         if isinstance(f.node.op, Init):
             mean, _ = mean_and_std(f.node.op.law)
             return (Term(mean),) if mean else ()
-        return ()
+        return self.moment((f,)) if self.whole(f) else ()
 
     def generators(self, a: Factor, b: Factor) -> Poly:
         """``E[a b]`` of two generators: initial values, products with initial matrices, Gaussian scalars."""
+        if self.whole(a) or self.whole(b):
+            return self.moment((a, b))
         means = product(self.mean(a), self.mean(b))
         x, y = a.node.op, b.node.op
         if isinstance(x, Init) and a.node is b.node:

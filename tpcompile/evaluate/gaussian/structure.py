@@ -46,6 +46,7 @@ class Structure:
         self._gaussian: dict[Node, bool] = {}
         self._reach: dict[Node, frozenset[Node]] = {}
         self._families: dict[Node, frozenset[object]] = {}
+        self._splits: dict[Node, bool] = {}
         self._responds: dict[Node, bool] = {}
         self._hat: dict[Node, Node] = {}
         self.hats: set[Node] = set()
@@ -100,6 +101,13 @@ class Structure:
     def pointwise(self, node: Node) -> bool:
         """True for functions that a grid of values of the Gaussian variables can be put through."""
         return isinstance(node.op, Map | Sum | Mul | Expand)
+
+    def splits(self, node: Node) -> bool:
+        """True if a value on this axis is made of parts of a split width."""
+        if node not in self._splits:
+            inner = not isinstance(node.op, MatMul) and any(self.splits(x) for x in node.operands if x in self.random)
+            self._splits[node] = isinstance(node.op, SplitWidth) or inner
+        return self._splits[node]
 
     def families(self, node: Node) -> frozenset[object]:
         """The families of generators that a value is made of on its own axis: initial values, products by a matrix."""
