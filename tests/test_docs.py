@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import docs_duals
 import pytest
 from docs_nonlinearities import PAGE, page
 
@@ -86,3 +87,7 @@ def test_links_lead_somewhere(source: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", source):
         if not target.startswith("https://"):
             assert (folder / target).exists(), target
+
+
+def test_gaussian_expectations_are_up_to_date() -> None:
+    assert docs_duals.PAGE.read_text(encoding="utf-8") == docs_duals.page(), "run python tests/docs_duals.py"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tpcompile.errors import UnsupportedOperationError, UsageError
 from tpcompile.evaluate.duals import closed, numeric, rounding
+from tpcompile.evaluate.duals.blocks import together
 from tpcompile.evaluate.duals.functions import LINEAR, Factor, Function, derivative, expression, times
 from tpcompile.evaluate.duals.fused import Fused, fused
 from tpcompile.evaluate.duals.pair import Pair
@@ -119,7 +120,7 @@ class Dual:
             from tpcompile.evaluate.duals.price import Two
 
             return Two.apply(self, *inputs)  # type: ignore[return-value]
-        return self.value(pair)
+        return self.value(pair) if pair is cov else together((self,), pair)[0]
 
     def value(self, pair: Pair) -> Tensor:
         """The same without derivatives."""
@@ -178,6 +179,8 @@ def _guarded_single(f: Side) -> Callable[[Tensor, Tensor | None], Tensor]:
     assert known is not None
 
     def compute(var: Tensor, mean: Tensor | None) -> Tensor:
+        if var.dtype != torch.float64:
+            return compute(var.double(), None if mean is None else mean.double()).to(var.dtype)
         bad = rounding.lost_single(known, var, mean, numeric.ERROR)
         value = closed.one_variable(known, var, mean)
         if bad is not None:
@@ -196,13 +199,15 @@ def _guarded(f: Side, g: Side) -> Callable[[Pair], Tensor]:
     assert b is not None
 
     def compute(pair: Pair) -> Tensor:
+        if pair.cov.dtype != torch.float64:  # what cancels is not done in float32
+            return compute(pair.double()).to(pair.cov.dtype)
         bad = rounding.lost(a, b, pair, numeric.ERROR)
         if bad is None:
             return closed.two_variables(a, b, pair)
-        value = torch.empty(pair.cov.shape, dtype=pair.cov.dtype)
+        value = torch.empty_like(pair.cov)
         good = ~bad
         if bool(good.any()):
-            value[good] = closed.two_variables(a, b, pair.select(good)).to(value.dtype)
+            value[good] = closed.two_variables(a, b, pair.select(good))
         single = closed.closable(b, atoms.ONE, False)
         inner = (lambda var, mean: closed.one_variable(b, var, mean)) if single else None
         by_panels = numeric.panels_of_pairs(numeric.known(f.function), numeric.known(g.function), inner)

@@ -57,6 +57,17 @@ class Pair:
         chosen = (None if c is None else c.expand(where.shape)[where].double() for c in columns)
         return Pair(*chosen)  # type: ignore[arg-type]
 
+    def double(self) -> Pair:
+        """In float64."""
+        columns = (self.cov, self.var_u, self.var_v, self.mean_u, self.mean_v)
+        return Pair(*(None if c is None else c.double() for c in columns))  # type: ignore[arg-type]
+
+    def rows(self, start: int, stop: int) -> Pair:
+        """The pairs of some indices of the first axis."""
+        lead = self.cov.dim()
+        columns = (self.cov, self.var_u, self.var_v, self.mean_u, self.mean_v)
+        return Pair(*(c if c is None or c.dim() < lead or c.shape[0] == 1 else c[start:stop] for c in columns))  # type: ignore[arg-type]
+
     def columns(self) -> Pair:
         """The same pair the other way round."""
         return Pair(self.cov, self.var_v, self.var_u, self.mean_v, self.mean_u)

@@ -37,7 +37,8 @@ class Rule:
 
 
 @lru_cache(maxsize=32)
-def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
+def legendre(nodes: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights of [0, 1]."""
     x, w = np.polynomial.legendre.leggauss(nodes)
     return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
 
@@ -45,7 +46,7 @@ def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
 def panel_nodes(breaks: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """Nodes and weights against the standard normal density of panels between sorted breaks along the last axis."""
     breaks = breaks.clamp(-rule.reach, rule.reach).sort(-1).values
-    x, w = (t.to(breaks) for t in _legendre(rule.nodes))
+    x, w = (t.to(breaks) for t in legendre(rule.nodes))
     width = breaks.diff(dim=-1)[..., None]
     nodes = (breaks[..., :-1, None] + width * x).flatten(-2)
     weights = (width * w).flatten(-2) * torch.exp(nodes * nodes * -0.5) / math.sqrt(2 * math.pi)

@@ -31,8 +31,6 @@ def lost(f: Expression, g: Expression, pair: Pair, tolerance: float) -> Tensor |
     rows = _amplification(f, pair.var_u, pair.mean_u)
     columns = _amplification(g, pair.var_v, pair.mean_v)
     limit = tolerance / (_SAFETY * torch.finfo(torch.float64).eps)
-    if pair.cov.dtype != torch.float64:  # the input is known to no more than its own rounding
-        limit = 1e-4 / (_SAFETY * torch.finfo(pair.cov.dtype).eps)
     if float(rows.max()) * float(columns.max()) <= limit:
         return None
     bad = ~(rows * columns <= limit)  # NaN is bad
@@ -43,7 +41,7 @@ def lost_single(f: Expression, var: Tensor, mean: Tensor | None, tolerance: floa
     """The same of ``E f(u)``, relative to the bound itself: only what overflows or cancels below it is bad."""
     size = _bound(f, var, mean)
     value = closed.one_variable(f, var, mean).abs()
-    bad = ~(_SAFETY * torch.finfo(var.dtype).eps * size <= max(tolerance, 1e3 * torch.finfo(var.dtype).eps) * value)
+    bad = ~(_SAFETY * torch.finfo(var.dtype).eps * size <= tolerance * value)
     return bad if bool(bad.any()) else None
 
 
