@@ -14,7 +14,7 @@ from tpcompile.evaluate.duals import closed, numeric, rounding
 from tpcompile.evaluate.duals.blocks import together
 from tpcompile.evaluate.duals.functions import LINEAR, Factor, Function, derivative, expression, times
 from tpcompile.evaluate.duals.fused import Fused, fused
-from tpcompile.evaluate.duals.pair import Pair
+from tpcompile.evaluate.duals.pair import Pair, inverse
 from tpcompile.nonlin import atoms
 from tpcompile.nonlin.atoms import Expression
 
@@ -158,7 +158,11 @@ def _dual(f: Side, g: Side, centred: bool) -> Dual:
         form = "polynomial (Wick)" if polynomial else "closed"
         if not rounding.delicate(a) and not rounding.delicate(b):
             return Dual(form, None, f, g, centred, lambda pair: closed.two_variables(a, b, pair))
+        if centred and atoms.X in (a, b):
+            return _linear(f, g)
         return Dual(f"{form}, quadrature where it cancels", numeric.ERROR, f, g, centred, _guarded(f, g))
+    if centred and atoms.X in (f.atoms, g.atoms):
+        return _linear(f, g)
     form, error, compute = numeric.two_variables(f.function, g.function)
     return Dual(form, error, f, g, centred, compute)
 
@@ -172,6 +176,18 @@ def _single(f: Side, centred: bool) -> Single:
         return Single("closed, quadrature where it cancels", numeric.ERROR, f, _guarded_single(f))
     form, error, compute = numeric.one_variable(f.function)
     return Single(form, error, f, compute)
+
+
+def _linear(f: Side, g: Side) -> Dual:
+    """``E u g(v) = cov E v g(v) / var_v``: u is a multiple of v and independent noise."""
+    first = f.atoms == atoms.X
+    single = _single((g if first else f).changed(0, 1), True)
+
+    def compute(pair: Pair) -> Tensor:
+        var = pair.var_v if first else pair.var_u
+        return pair.cov * (single.compute(var, None) * inverse(var))
+
+    return Dual(f"one variable; {single.form}", single.error, f, g, True, compute)
 
 
 def _guarded_single(f: Side) -> Callable[[Tensor, Tensor | None], Tensor]:

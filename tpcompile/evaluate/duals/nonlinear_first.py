@@ -75,9 +75,9 @@ def _product_rule(f: Fn, g: Fn, x: Tensor, y: Tensor, law: SymmetricLaw, panels:
     mass = (width * weights).repeat(panels) * law.density(points)
     d, total, size = x.shape[1], torch.zeros(len(x), len(y), dtype=torch.float64), 0.0
     rest = torch.cartesian_prod(*[points] * (d - 1)).reshape(-1, d - 1) if d > 1 else torch.zeros(1, 0).double()
-    rest_mass = (
-        mass if d == 2 else torch.cartesian_prod(*[mass] * (d - 1)).prod(-1) if d > 2 else torch.ones(1).double()
-    )
+    rest_mass = torch.ones(1, dtype=torch.float64)
+    if d > 1:
+        rest_mass = torch.cartesian_prod(*[mass] * (d - 1)).reshape(-1, d - 1).prod(-1)
     step = max(1, (1 << 22) // (len(rest) * max(len(x), len(y))))
     for start in range(0, len(points), step):
         first, w = points[start : start + step], mass[start : start + step]
