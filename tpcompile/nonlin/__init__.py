@@ -4,7 +4,7 @@ The folder is scanned: a new file with a :class:`Nonlinearity` in it is all that
 """
 
 from tpcompile.nonlin.binding import BackwardCall, ForwardCall, bind, bind_backward
-from tpcompile.nonlin.calculus import derivative, evaluate, has_derivative, homogeneity, parity, smoothness
+from tpcompile.nonlin.calculus import derivative, evaluate, has_derivative, homogeneity, kinks, parity, smoothness
 from tpcompile.nonlin.record import Apply, Backward, Domain, Growth, Nonlinearity, Parity, always
 from tpcompile.nonlin.registry import (
     Row,
@@ -38,6 +38,7 @@ __all__ = [
     "evaluate",
     "has_derivative",
     "homogeneity",
+    "kinks",
     "lookup",
     "parity",
     "scan",

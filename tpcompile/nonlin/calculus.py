@@ -75,6 +75,12 @@ def homogeneity(name: str, order: int = 0, **parameters: Any) -> float | None:
     return None if degree is None else degree - order
 
 
+def kinks(name: str, **parameters: Any) -> tuple[float, ...]:
+    """Points where the function or some derivative of it jumps."""
+    record = lookup(name)
+    return record.kinks(**complete(record, parameters))
+
+
 def smoothness(name: str, order: int = 0, **parameters: Any) -> float:
     """Smoothness of the derivative of that order."""
     record = lookup(name)

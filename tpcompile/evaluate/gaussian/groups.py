@@ -224,6 +224,20 @@ class Integrand:
         assert out is not None
         return out
 
+    def kinks(self) -> list[list[float]]:
+        """Points of each variable where a function of it alone has a kink."""
+        found: dict[Factor, set[float]] = {v: set() for v in self.variables}
+        stack = list(self.factors)
+        while stack:
+            f = stack.pop()
+            if f in found:
+                continue
+            inner = [self.broadcast(f, x) for x in f.node.operands]
+            if isinstance(f.node.op, Map) and inner[0] in found:
+                found[inner[0]] |= set(nonlin.kinks(f.node.op.fn, **dict(f.node.op.params)))
+            stack += inner
+        return [sorted(found[v]) for v in self.variables]
+
     def _value(self, f: Factor, values: Mapping[Factor, Tensor]) -> Tensor:
         if f in values:
             return values[f]

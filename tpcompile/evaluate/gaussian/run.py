@@ -181,7 +181,7 @@ class Run:
         def integrand(*values: Tensor) -> Tensor:
             return array.integrand(dict(zip(variables, values, strict=True)))
 
-        value, _ = duals.integral(integrand, cov, mean)
+        value, _ = duals.integral(integrand, cov, mean, kinks=array.integrand.kinks())
         return value
 
     # finite axes ---------------------------------------------------------------------------
