@@ -120,6 +120,23 @@ class Context:
             return MatrixValue(axes)
         raise self.unsupported("a matrix of two growing axes filled with a number")
 
+    def known(self, x: Any) -> torch.Tensor | None:
+        """The entries of a value that is a constant of finite axes, in the shape of its torch axes; else None."""
+        if isinstance(x, int | float):
+            return torch.tensor(float(x), dtype=torch.float64)
+        if not isinstance(x, Value) or has_width(x.axes) or x.remainder is not None or any(e for e, _ in x.terms):
+            return None
+        found = constant_value(self.algebra.limit(x), self.algebra.builder.data)
+        return None if found is None else found.reshape([length(a) for a in x.axes])
+
+    def data(self, x: torch.Tensor) -> Value:
+        """A finite constant; zero and one of it as numbers."""
+        axes = tuple(merge_finite([d]) for d in x.shape)
+        if x.numel() and bool((x == x.flatten()[0]).all()) and bool(torch.isfinite(x.flatten()[0])):
+            return self.algebra.number(float(x.flatten()[0]), axes=axes)
+        node = self.algebra.builder.constant(x)
+        return Value(axes, ((Fraction(0), self.algebra.nodes.view(node, flat(axes))),))
+
     # arithmetic ----------------------------------------------------------------------------
 
     def add(self, a: Any, b: Any) -> AnyValue:

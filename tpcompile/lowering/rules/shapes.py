@@ -69,14 +69,21 @@ def permute(ctx: Context, x: Any, dims: Any) -> Any:
     "aten.detach.default",
     "aten.alias.default",
     "aten.lift_fresh_copy.default",
-    "aten._to_copy.default",
     "aten.contiguous.default",
     "aten.positive.default",
     "aten.view_as.default",
 )
 def same(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Copies and casts: the same value"""
+    """Copies: the same value"""
     return x
+
+
+@rule("aten._to_copy.default")
+def cast(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """``_to_copy(self, dtype)``: the same value; integers and truth values of data become numbers"""
+    dtype = ctx.current.dtype
+    known = ctx.known(x) if dtype is not None and dtype.is_floating_point else None
+    return x if known is None or known.is_floating_point() else ctx.data(known.double())
 
 
 @rule("aten.slice.Tensor")
