@@ -6,6 +6,8 @@ import pytest
 import torch
 import zoo_layers
 from zoo import cases
+from zoo_attention import attention_cases, embedding_cases
+from zoo_recurrent import recurrent_cases
 from zoo_sequences import split_cases
 
 from tpcompile.capture import capture
@@ -16,7 +18,7 @@ from tpcompile.lowering.request import requests
 from tpcompile.simulate import build, seeded, simulate
 
 WIDTH = 24
-CASES = cases() | split_cases()
+CASES = cases() | split_cases() | recurrent_cases() | attention_cases() | embedding_cases()
 
 
 @pytest.mark.parametrize("name", CASES)

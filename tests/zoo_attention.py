@@ -116,7 +116,7 @@ class Tokens(nn.Module):
         return self.readout(torch.tanh(self.hidden(h))).mean(1)
 
 
-def _trained(module: Callable[[int], nn.Module], lr: float = 0.2, table: bool = False) -> Callable[[int], object]:
+def _trained(module: Callable[[int], nn.Module], lr: float = 0.5) -> Callable[[int], object]:
     def make(n: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = module(n)
         vectors = [p for name, p in model.named_parameters() if "table" in name or "position" in name or "bias" in name]
@@ -159,7 +159,7 @@ def root_cases() -> dict[str, Case]:
     x = data(2, 6)[0].reshape(2, 3, 2)
 
     def case(attention: Callable[[int], nn.Module]) -> Case:
-        return Case(lambda n: Sequence(n, attention(n)), x, None, steps=0)
+        return Case(lambda n: Sequence(n, attention(n)), x, None, loss=None, steps=0)
 
     return {
         "one head": case(lambda n: Attention(n, power=0.5)),
@@ -175,11 +175,8 @@ def embedding_cases() -> dict[str, Case]:
     """Training setups with integer inputs by name."""
     x, y = torch.tensor([[1, 2, 0], [4, 2, 2]]), data(2)[1]
     out = {
-        how: Case(_trained(lambda n, how=how: Tokens(n, how)), x, y, steps=2)
-        for how in ("module", "index", "one hot")
+        how: Case(_trained(lambda n, how=how: Tokens(n, how)), x, y, steps=2) for how in ("module", "index", "one hot")
     }
     labels = torch.tensor([1, 3])
     out["tied"] = Case(_trained(lambda n: Tokens(n, "tied")), x, labels, loss=F.cross_entropy, steps=2)
     return out
-
-
