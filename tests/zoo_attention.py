@@ -61,7 +61,7 @@ class Torch(nn.Module):
         super().__init__()
         self.inner = nn.MultiheadAttention(n, heads, batch_first=True)
         self.cross, self.mask = cross, mask
-        for name, p in self.inner.named_parameters():
+        for p in self.inner.parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=n**-0.5)
 
@@ -174,9 +174,9 @@ def root_cases() -> dict[str, Case]:
 def embedding_cases() -> dict[str, Case]:
     """Training setups with integer inputs by name."""
     x, y = torch.tensor([[1, 2, 0], [4, 2, 2]]), data(2)[1]
-    out = {
-        how: Case(_trained(lambda n, how=how: Tokens(n, how)), x, y, steps=2) for how in ("module", "index", "one hot")
-    }
+    out: dict[str, Case] = {}
+    for how in ("module", "index", "one hot"):
+        out[f"embedding, {how}"] = Case(_trained(lambda n, how=how: Tokens(n, how)), x, y, steps=2)
     labels = torch.tensor([1, 3])
-    out["tied"] = Case(_trained(lambda n: Tokens(n, "tied")), x, labels, loss=F.cross_entropy, steps=2)
+    out["embedding, tied"] = Case(_trained(lambda n: Tokens(n, "tied")), x, labels, loss=F.cross_entropy, steps=2)
     return out
