@@ -168,7 +168,7 @@ class _Walk:
                     case _:
                         return [np.where(x == _ZERO, 1, np.where(x == 1, 1, 0)).astype(np.int8)]
             case Concat(axis=axis):
-                starts = np.cumsum([0, *(y.dims[axis] for y in node.operands)])
+                starts = np.cumsum([0, *(self._shape(y)[axis] for y in node.operands)])
                 return [
                     self._placed(x, shape, axis, slice(int(a), int(b)))
                     for y, a, b in zip(node.operands, starts[:-1], starts[1:], strict=True)
