@@ -59,9 +59,7 @@ class Fake:
         cov = None
         if self.random_output and options.get("output_init") != "zero":
             cov = torch.eye(N, dtype=torch.float64).expand(STEPS + 1, N, N)
-        return LimitResult(
-            **fields(values, self.error), evaluator="particles", replicas=8, outputs_cov=cov
-        )
+        return LimitResult(**fields(values, self.error), evaluator="particles", replicas=8, outputs_cov=cov)
 
     def simulate(self, width: int, seed: int = 0, **options: Any) -> SimulationResult:
         self.calls.append((width, seed, options))

@@ -62,6 +62,7 @@ def test_program_length_depends_on_neither_batch_nor_positions():
 @pytest.mark.parametrize("power", [0.0, 0.5, -0.5], ids=["both", "eps", "variance"])
 def test_whether_epsilon_counts_is_decided_by_exponents(power):
     """``norm(n^-p h)`` with eps = 1: both count for p = 0; for p > 0 eps alone; for p < 0 the variance alone."""
+
     class Scaled(nn.Module):
         def __init__(self, n: int) -> None:
             super().__init__()

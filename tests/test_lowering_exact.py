@@ -6,6 +6,8 @@ import pytest
 import torch
 import zoo_layers
 from zoo import cases
+from zoo_attention import attention_cases, embedding_cases
+from zoo_recurrent import recurrent_cases
 from zoo_sequences import split_cases
 
 from tpcompile.capture import capture
@@ -16,7 +18,9 @@ from tpcompile.lowering.request import requests
 from tpcompile.simulate import build, seeded, simulate
 
 WIDTH = 24
-CASES = cases() | split_cases()
+GROUPS = (cases(), split_cases(), recurrent_cases(), attention_cases(), embedding_cases())
+CASES = {name: case for group in GROUPS for name, case in group.items()}
+assert len(CASES) == sum(map(len, GROUPS)), "two cases of one name"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -46,7 +50,17 @@ def test_program_at_a_width_is_the_model(name):
 
 
 COUPLED = ("batch norm", "batch norm of images", "variance over the batch")  # no sample has a Jacobian of its own
-TANGENT = [name for name in zoo_layers.setups() if name not in COUPLED]
+SEQUENCES = (
+    "rnn",
+    "gru cell",
+    "lstm",
+    "fused",
+    "heads of size 2",
+    "causal sdpa",
+    "transformer block",
+    "embedding, module",
+)
+TANGENT = [name for name in (*zoo_layers.setups(), *split_cases(), *SEQUENCES) if name not in COUPLED]
 
 
 @pytest.mark.parametrize("name", TANGENT)

@@ -191,7 +191,7 @@ class Case:
     make: Callable[[int], Any]
     inputs: Any
     targets: Any
-    loss: Callable[..., Tensor] = F.mse_loss
+    loss: Callable[..., Tensor] | None = F.mse_loss
     steps: int = 3
     test_inputs: Tensor | None = None
 

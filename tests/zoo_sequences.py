@@ -55,8 +55,9 @@ def _rotate(m: Between, h: Tensor) -> Tensor:
 
 def _matrix_parts(m: Between, h: Tensor) -> Tensor:
     """Parts of the weight itself, by rows and by columns."""
-    w = m.layers["w"].weight  # (2n, n)
-    up, down = w.chunk(2)
+    layer = m.layers["w"]
+    assert isinstance(layer, ABC)
+    up, down = layer.weight.chunk(2)  # of (2n, n)
     return torch.tanh(h @ up.T) @ down[:, : m.n // 2] @ down[:, : m.n // 2].T
 
 

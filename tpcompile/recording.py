@@ -15,9 +15,9 @@ from tpcompile.capture.tap import listening
 def forward_with_activations(model: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The output ``(N, ...)`` and every activation ``(N, ...)`` of one forward pass, without gradients.
 
-    An activation is a tensor that a submodule returns, under its module path, or that the user names with
-    ``tp.tap``; further ones of the same name are ``path:1``, ``path:2``, ... A module that returns a tensor
-    already recorded (a container its last child's) is left out. The names are those of the compiler, whose
+    An activation is a tensor that a submodule returns (the first of several), under its module path, or that the
+    user names with ``tp.tap``; further ones of the same name are ``path:1``, ``path:2``, ... A module that returns a
+    tensor already recorded (a container its last child's) is left out. The names are those of the compiler, whose
     collector this uses. The model's buffers and the random state are the same afterwards.
     """
     collector = Collector()

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
+from tpcompile.capture.forward import call_with
 from tpcompile.errors import TpcompileError
 
 JACOBIAN_BYTES = 2**28  # parameters are taken in groups whose Jacobians stay below this, one at least
@@ -72,7 +73,7 @@ def _jacobian_function(
 
 def _call(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    return functional_call(model, {**parameters, **buffers}, (x,))
+    return call_with(model, {**parameters, **buffers}, x)
 
 
 def _groups(names: Iterable[str], sizes: Mapping[str, int]) -> list[list[str]]:

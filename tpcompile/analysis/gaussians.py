@@ -8,14 +8,31 @@ mean sigma^2 <a, b> / n, of order n^(-1/2), and its sum over the width is as lar
 
 from __future__ import annotations
 
+from tpcompile.analysis import blocks
 from tpcompile.analysis.parity import LocalParity, Parity
-from tpcompile.ir import Expand, Init, MatMul, MergeWidth, Mul, Node, Permute, Slice, SplitWidth, Unslice, View
+from tpcompile.ir import (
+    Expand,
+    Gaussian,
+    Init,
+    MatMul,
+    MergeWidth,
+    Mul,
+    Node,
+    Permute,
+    Slice,
+    SplitWidth,
+    Unslice,
+    View,
+)
 from tpcompile.laws import is_symmetric
 
 
 def centred(g: Node) -> bool:
     """True if the summand of a Gaussian scalar has mean zero whatever the Gram matrices of its Gaussians are."""
-    return LocalParity().vanishes(*(x for x in g.operands if x.kind == "vector"))
+    assert isinstance(g.op, Gaussian)
+    if LocalParity().vanishes(*(x for x in g.operands if x.kind == "vector")):
+        return True
+    return blocks.vanishes(g.op.spec, g.operands, local=True)
 
 
 def settled(a: Node, b: Node, same_axis: bool, parity: Parity) -> bool:

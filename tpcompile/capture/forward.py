@@ -26,7 +26,9 @@ class Collector:
     _alive: list[Tensor] = field(default_factory=list)
 
     def module_output(self, name: str, value: Any) -> None:
-        """Keep a module's output, unless it is a tensor already kept or no tensor."""
+        """Keep a module's output (the first of several), unless it is a tensor already kept or no tensor."""
+        while isinstance(value, tuple | list) and value:
+            value = value[0]
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() == 0:
             return
         version = (id(value), value._version)
@@ -52,6 +54,25 @@ def snapshot(value: Tensor) -> Tensor:
     """The tensor's entries now, whatever is done to it in place later (a clone that is dropped again)."""
     with torch.no_grad():
         return value.detach().clone()
+
+
+def call_with(module: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> Any:
+    """The module on inputs with other parameters and buffers, by the names of ``named_parameters()``.
+
+    Buffers that the module sets anew are so in ``state``. Ties are written out here: ``functional_call`` restores a
+    module that stands under two names to the values it was called with.
+    """
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for path, child in module.named_modules():
+        for own, value in (*child._parameters.items(), *child._buffers.items()):
+            name = f"{path}.{own}" if path else own
+            if value is not None:
+                names[name] = first.setdefault(id(value), name)
+    full = {name: state[known] for name, known in names.items() if known in state}
+    output = torch.func.functional_call(module, full, (inputs,), tie_weights=False)
+    state.update({name: value for name, value in full.items() if name in state})
+    return output
 
 
 class Model:
@@ -85,7 +106,7 @@ class Model:
         self.position.modules.clear()
         state = {**parameters, **buffers}
         try:
-            output = torch.func.functional_call(self.module, state, (inputs,))
+            output = call_with(self.module, state, inputs)
         except Exception as error:
             reraise(error, self.position, "the model fails on its inputs")
         finally:
@@ -96,7 +117,7 @@ class Model:
     def bare(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """Output alone, for use inside functional transforms."""
         self.position.modules.clear()
-        return torch.func.functional_call(self.module, {**parameters, **buffers}, (inputs,))
+        return call_with(self.module, {**parameters, **buffers}, inputs)
 
     def _enter(self, path: str):
         return lambda module, args: self.position.modules.append(path)

@@ -295,4 +295,13 @@ class ReadGuard(TorchFunctionMode):
                 where=str(self._tracer.position.origin(user_source())),
                 advice="stay with torch operations in forward",
             )
+        if func is torch.nn.functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """``F.one_hot`` without torch's look at the largest and smallest class."""
+    if num_classes < 0:
+        raise ValueError("one_hot needs num_classes here")
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes)).to(torch.int64)

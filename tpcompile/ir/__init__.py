@@ -1,29 +1,31 @@
 """The tensor program: types, instructions, hash-consed nodes, text form, verifier, networkx view."""
 
-from tpcompile.ir.ops import (
-    OPS,
+from tpcompile.ir.movement import (
     Concat,
-    Const,
-    Contract,
-    Data,
     Expand,
-    Finite,
-    Fluctuation,
     Gather,
-    Gaussian,
-    Init,
-    Map,
-    MatMul,
     MergeWidth,
-    Mul,
-    Op,
     Permute,
     Scatter,
     Slice,
     SplitWidth,
-    Sum,
     Unslice,
     View,
+)
+from tpcompile.ir.op import Op
+from tpcompile.ir.ops import (
+    OPS,
+    Const,
+    Contract,
+    Data,
+    Finite,
+    Fluctuation,
+    Gaussian,
+    Init,
+    Map,
+    MatMul,
+    Mul,
+    Sum,
     split_spec,
 )
 from tpcompile.ir.program import Builder, Node, Output, Program, finish, reachable, verify

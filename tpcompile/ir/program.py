@@ -12,7 +12,8 @@ import networkx as nx
 import torch
 
 from tpcompile.errors import ProgramError
-from tpcompile.ir.ops import Data, Op
+from tpcompile.ir.op import Op
+from tpcompile.ir.ops import Data
 from tpcompile.ir.types import Dims, dims_text, kind
 
 

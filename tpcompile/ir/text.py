@@ -27,7 +27,8 @@ import torch
 
 from tpcompile import laws
 from tpcompile.errors import ProgramError
-from tpcompile.ir.ops import OPS, Map, Op, Sum
+from tpcompile.ir.op import Op
+from tpcompile.ir.ops import OPS, Map, Sum
 from tpcompile.ir.program import Builder, Node, Output, Program
 from tpcompile.ir.types import Dims, dims_text, parse_dims
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from tpcompile import nonlin
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.capture.graph import GraphNode, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
@@ -119,6 +118,23 @@ class Context:
         if value.is_zero:
             return MatrixValue(axes)
         raise self.unsupported("a matrix of two growing axes filled with a number")
+
+    def known(self, x: Any) -> torch.Tensor | None:
+        """The entries of a value that is a constant of finite axes, in the shape of its torch axes; else None."""
+        if isinstance(x, int | float):
+            return torch.tensor(float(x), dtype=torch.float64)
+        if not isinstance(x, Value) or has_width(x.axes) or x.remainder is not None or any(e for e, _ in x.terms):
+            return None
+        found = constant_value(self.algebra.limit(x), self.algebra.builder.data)
+        return None if found is None else found.reshape([length(a) for a in x.axes])
+
+    def data(self, x: torch.Tensor) -> Value:
+        """A finite constant; zero and one of it as numbers."""
+        axes = tuple(merge_finite([d]) for d in x.shape)
+        if x.numel() and bool((x == x.flatten()[0]).all()) and bool(torch.isfinite(x.flatten()[0])):
+            return self.algebra.number(float(x.flatten()[0]), axes=axes)
+        node = self.algebra.builder.constant(x)
+        return Value(axes, ((Fraction(0), self.algebra.nodes.view(node, flat(axes))),))
 
     # arithmetic ----------------------------------------------------------------------------
 
@@ -379,65 +395,3 @@ def is_constant(node: Node) -> bool:
 def end_of(stop: Any) -> Any:
     """The end of a slice; a width-sized number beyond a finite axis is its end."""
     return None if isinstance(stop, Scaled) else stop
-
-
-@dataclass(frozen=True)
-class Abstract:
-    """A value with the operators that the backward factor of a nonlinearity is written in."""
-
-    ctx: Context
-    value: Any
-
-    def _wrap(self, x: Any) -> Abstract:
-        return Abstract(self.ctx, x)
-
-    def __add__(self, other: Any) -> Abstract:
-        return self._wrap(self.ctx.add(self.value, _unwrap(other)))
-
-    def __sub__(self, other: Any) -> Abstract:
-        return self._wrap(self.ctx.add(self.value, self.ctx.negate(_unwrap(other))))
-
-    def __rsub__(self, other: Any) -> Abstract:
-        return self._wrap(self.ctx.add(_unwrap(other), self.ctx.negate(self.value)))
-
-    def __mul__(self, other: Any) -> Abstract:
-        return self._wrap(self.ctx.times(self.value, _unwrap(other)))
-
-    def __neg__(self) -> Abstract:
-        return self._wrap(self.ctx.negate(self.value))
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-
-def _unwrap(x: Any) -> Any:
-    return x.value if isinstance(x, Abstract) else x
-
-
-def _apply_forward(ctx: Context, call: nonlin.ForwardCall) -> Value:
-    name, x = call.nonlinearity.name, ctx.value(call.x)
-    out = ctx.apply(name, x, **call.parameters)
-    if ctx.derivatives:
-        ctx.applied[name, "output", out] = ctx.applied[name, "input", x] = x, call.parameters
-    return out
-
-
-def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """A nonlinearity or its backward operation, if the target is one; None otherwise."""
-    forward = nonlin.bind(target, args, kwargs)
-    if forward is not None:
-        return _apply_forward(ctx, forward)
-    backward = nonlin.bind_backward(target, args, kwargs)
-    if backward is None:
-        return None
-    key = backward.nonlinearity.name, backward.backward.saved, backward.saved
-    known = ctx.applied.get(key) if ctx.derivatives else None
-    if known is not None and nonlin.has_derivative(backward.nonlinearity.name, 1, **known[1]):
-        return ctx.times(backward.grad, ctx.apply(backward.nonlinearity.name, known[0], order=1, **known[1]))
-    saved = Abstract(ctx, backward.saved)
-    wrapped = replace(backward, saved=saved)
-
-    def apply(name: str, value: Any, order: int = 0, **params: Any) -> Abstract:
-        return Abstract(ctx, ctx.apply(name, _unwrap(value), order, **params))
-
-    return ctx.times(backward.grad, _unwrap(wrapped.factor(apply)))

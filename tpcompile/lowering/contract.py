@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from tpcompile.analysis import blocks
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dim, Fluctuation, Node, Width
 from tpcompile.lowering.algebra import Algebra
@@ -146,7 +147,7 @@ class Contractions:
         if self.a.width is not None:
             number, node = self.nodes.contract(spec, nodes)
             return [(Fraction(0), number * float(ratio) * self.a.width, node)], None
-        zero = self.a.parity.vanishes(*nodes)
+        zero = self.a.parity.vanishes(*nodes) or blocks.vanishes(spec, nodes)
         number, node = self.nodes.contract(spec, nodes, gaussian=zero)
         exponent = HALF if zero else Fraction(1)
         number *= float(ratio) ** float(exponent)
@@ -179,16 +180,16 @@ class Contractions:
             assert isinstance(d, int)
             rank *= d
         batch = tuple(dims[letter] for letter in finite)
-        blocks: dict[Fraction, list[Block]] = defaultdict(list)
+        found: dict[Fraction, list[Block]] = defaultdict(list)
         for ex, u in x.terms:
             for ey, v in y.terms:
                 a, u1 = self._arranged(u, x_word, finite + summed + row, dims)
                 b, v1 = self._arranged(v, y_word, finite + summed + column, dims)
                 u1 = self.nodes.view(u1, (*batch, rank, dims[row]))
                 v1 = self.nodes.view(v1, (*batch, rank, dims[column]))
-                blocks[ex + ey].append(Block(a * b, u1, v1))
+                found[ex + ey].append(Block(a * b, u1, v1))
         remainder = largest(plus(x.remainder, y.lead), plus(x.lead, y.remainder))
-        return self.matrices.make(out_axes, [], list(blocks.items()), remainder)
+        return self.matrices.make(out_axes, [], list(found.items()), remainder)
 
     def _arranged(self, node: Node, word: str, wanted: str, dims: Mapping[str, Dim]) -> Weighted:
         """The node with axes in the wanted order, repeated along those that it lacks, as number times node."""

@@ -14,7 +14,8 @@ from tpcompile.errors import InitialisationError, TpcompileError, UnstableError,
 from tpcompile.ir import Init
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, mean_and_std
 from tpcompile.lowering.algebra import Algebra
-from tpcompile.lowering.context import Context, axis_of, pointwise
+from tpcompile.lowering.context import Context, axis_of
+from tpcompile.lowering.pointwise import pointwise
 from tpcompile.lowering.registry import rules
 from tpcompile.lowering.value import (
     HALF,

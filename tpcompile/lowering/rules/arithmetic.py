@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tpcompile.lowering.context import Context, is_constant
 from tpcompile.lowering.registry import rule
@@ -54,7 +58,21 @@ def addcmul(ctx: Context, a: Any, b: Any, c: Any, value: Any = 1) -> Any:
 @rule("aten.where.self")
 def where(ctx: Context, condition: Any, a: Any, b: Any) -> Any:
     """``where(condition, self, other)`` with a condition of zeros and ones."""
-    return ctx.add(b, ctx.times(condition, ctx.add(a, ctx.negate(b))))
+    known = ctx.known(condition)
+    if known is None:
+        if any(math.isinf(x) for x in (a, b) if isinstance(x, float)):
+            raise ctx.unsupported("an infinite number where a computed condition holds")
+        return ctx.add(b, ctx.times(condition, ctx.add(a, ctx.negate(b))))
+    mask = known != 0
+    return ctx.add(_masked(ctx, a, mask), _masked(ctx, b, ~mask))
+
+
+def _masked(ctx: Context, x: Any, mask: Tensor) -> Any:
+    """x where the mask holds and zero elsewhere, infinite constants included."""
+    constant = ctx.known(x)
+    if constant is not None:
+        return ctx.data(torch.where(mask, constant.double(), 0.0))
+    return ctx.times(x, ctx.data(mask.double()))
 
 
 @rule("aten.gt.Scalar", "aten.gt.Tensor")
@@ -129,7 +147,7 @@ def minimum(ctx: Context, a: Any, b: Any) -> Any:
     return ctx.add(b, ctx.negate(ctx.apply("relu", ctx.add(b, ctx.negate(a)))))
 
 
-@rule("aten.masked_fill.Scalar")
+@rule("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
 def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Any:
     """``masked_fill(self, mask, value)`` with a mask of zeros and ones"""
-    return where(ctx, mask, ctx.number(value), x)
+    return where(ctx, mask, value, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -32,6 +33,8 @@ def expand(ctx: Context, x: Any, size: Any, implicit: bool = False) -> Any:
             return x
         if x.is_zero:
             return ctx.filled(0)
+        if ctx.current.origin.phase == "tangent" and axes[-len(x.axes) :] == x.axes:
+            return replace(x, axes=(((),) * (len(axes) - len(x.axes)) + x.axes))  # one copy a sample: the same matrix
         raise ctx.unsupported("a copied matrix of two growing axes")
     if has_width(axes) > 1:
         if x.is_zero:
@@ -69,14 +72,21 @@ def permute(ctx: Context, x: Any, dims: Any) -> Any:
     "aten.detach.default",
     "aten.alias.default",
     "aten.lift_fresh_copy.default",
-    "aten._to_copy.default",
     "aten.contiguous.default",
     "aten.positive.default",
     "aten.view_as.default",
 )
 def same(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Copies and casts: the same value"""
+    """Copies: the same value"""
     return x
+
+
+@rule("aten._to_copy.default")
+def cast(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """``_to_copy(self, dtype)``: the same value; integers and truth values of data become numbers"""
+    dtype = ctx.current.dtype
+    known = ctx.known(x) if dtype is not None and dtype.is_floating_point else None
+    return x if known is None or known.is_floating_point() else ctx.data(known.double())
 
 
 @rule("aten.slice.Tensor")

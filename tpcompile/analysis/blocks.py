@@ -1,0 +1,306 @@
+"""Which moments are zero because their factors are different blocks of one parameter.
+
+The sign of one block of rows of an initial matrix (or of one block of an initial vector of symmetric law) may be
+flipped as well as that of the whole: the law stays. So queries and keys that are two blocks of one product W x are
+orthogonal at leading order, as those of two matrices are. Signs are followed entry by entry at a small width, where
+splits, merges, slices and views are what they are at any width: an entry changes sign under a flip, keeps it, does
+neither for certain, or is exactly zero. What is not known for certain never makes a zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from tpcompile import nonlin
+from tpcompile.ir import (
+    Concat,
+    Contract,
+    Expand,
+    Init,
+    Map,
+    MatMul,
+    MergeWidth,
+    Mul,
+    Node,
+    Permute,
+    Slice,
+    SplitWidth,
+    Sum,
+    Unslice,
+    View,
+    Width,
+    reachable,
+    split_spec,
+    width_positions,
+)
+from tpcompile.laws import is_symmetric
+
+Signs = np.ndarray  # (flips, *entries): +1 even, -1 odd, 0 not known, 2 exactly zero
+
+_ZERO = 2
+_UNITS = 4  # coordinates of the narrowest axis; more than one, so that blocks taken in two orders do not look alike
+_MOST_SUMMANDS = 16
+_MOST_ENTRIES = 2_000_000
+
+
+@dataclass(frozen=True)
+class _Flip:
+    """A change of sign of the coordinates ``signs`` of one growing axis of an initial value."""
+
+    node: Node
+    axis: int
+    signs: tuple[int, ...]
+
+
+def has_split(nodes: Sequence[Node]) -> bool:
+    """True if some vector here is made of parts of a growing axis."""
+    return any(isinstance(x.op, SplitWidth) for x in _vectors(nodes))
+
+
+def vanishes(spec: str, nodes: Sequence[Node], local: bool = False) -> bool:
+    """True if every entry of this Einstein sum over the width is zero for reasons of sign, block by block.
+
+    ``local`` holds fixed what matrices were multiplied with, as :class:`~tpcompile.analysis.parity.LocalParity` does.
+    """
+    vectors = _vectors(nodes)
+    if not any(isinstance(x.op, SplitWidth) for x in vectors):
+        return False
+    walk = _Walk(vectors, local)
+    inputs, _ = split_spec(spec)
+    operands = [(walk.summands(x), word) for x, word in zip(nodes, inputs, strict=True) if x.kind == "vector"]
+    if not walk.flips or walk.too_large or math.prod(len(s) for s, _ in operands) > _MOST_SUMMANDS**2:
+        return False
+    for choice in product(*(s for s, _ in operands)):
+        signs, _ = _together(choice, [word for _, word in operands])
+        if not bool(((signs == -1) | (signs == _ZERO)).any(0).all()):
+            return False
+    return True
+
+
+def _vectors(nodes: Sequence[Node]) -> list[Node]:
+    """The vectors that values are made of, not through scalars, and the initial matrices; operands first."""
+    seen: set[Node] = set()
+    stack = [x for x in nodes if x.kind != "scalar"]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(x for x in node.operands if x.kind != "scalar")
+    return sorted(seen, key=lambda x: x.serial)
+
+
+class _Walk:
+    """Signs of the top-level summands of every vector that some values are made of."""
+
+    def __init__(self, vectors: list[Node], local: bool) -> None:
+        widths = [d for x in vectors for d in x.dims if isinstance(d, Width)]
+        self._width = _UNITS * math.lcm(*(d.ratio.denominator for d in widths))
+        self._local = local
+        self.flips = self._all_flips(vectors)
+        sizes = (math.prod(self._shape(x)) for x in vectors if x.kind == "vector")
+        self.too_large = len(self.flips) * max(sizes, default=0) > _MOST_ENTRIES
+        self._known: dict[Node, list[Signs]] = {}
+        for x in vectors if not self.too_large else []:
+            if x.kind == "vector":
+                self._known[x] = self._find(x)
+
+    def summands(self, node: Node) -> list[Signs]:
+        """One array of signs for each top-level summand."""
+        found = self._known.get(node)
+        return [np.ones((len(self.flips), *self._shape(node)), np.int8)] if found is None else found
+
+    def _shape(self, node: Node) -> tuple[int, ...]:
+        return tuple(int(d.ratio * self._width) if isinstance(d, Width) else d for d in node.dims)
+
+    def _all_flips(self, vectors: list[Node]) -> list[_Flip]:
+        splits = {
+            (x.operands[0].dims[x.op.axis], x.op.parts, x.op.inner) for x in vectors if isinstance(x.op, SplitWidth)
+        }
+        out: list[_Flip] = []
+        for node in vectors:
+            if not isinstance(node.op, Init) or (node.kind == "vector" and not is_symmetric(node.op.law)):
+                continue
+            for axis in width_positions(node.dims):
+                size = self._shape(node)[axis]
+                patterns = {(-1,) * size}
+                for width, parts, inner in splits:
+                    if width == node.dims[axis]:
+                        index = np.arange(size)
+                        of = index % parts if inner else index // (size // parts)
+                        patterns |= {tuple(np.where(of == b, -1, 1).tolist()) for b in range(parts)}
+                out += [_Flip(node, axis, signs) for signs in sorted(patterns)]
+        return out
+
+    def _find(self, node: Node) -> list[Signs]:
+        op, shape = node.op, self._shape(node)
+        match op:
+            case Init():
+                return [self._start(node, shape)]
+            case MatMul():
+                return [self._product(node, x) for x in self.summands(node.operands[1])]
+            case Sum():
+                found = [self._spread(x, shape) for y in node.operands for x in self.summands(y)]
+                return found if len(found) <= _MOST_SUMMANDS else [_joined(found)]
+            case Mul():
+                lists = [
+                    [self._spread(x, shape) for x in self.summands(y)] for y in node.operands if y.kind == "vector"
+                ]
+                return self._products(lists)
+            case Contract(spec=spec):
+                inputs, out = split_spec(spec)
+                pairs = [(y, word) for y, word in zip(node.operands, inputs, strict=True)]
+                lists = [self.summands(y) for y, _ in pairs]
+                if math.prod(map(len, lists)) > _MOST_SUMMANDS:
+                    lists = [[_joined(x)] for x in lists]
+                return [_summed(*_together(c, [word for _, word in pairs]), out) for c in product(*lists)]
+            case Map(fn=fn, order=order, params=params):
+                x = _joined(self.summands(node.operands[0]))
+                match nonlin.parity(fn, order, **dict(params)):
+                    case "odd":
+                        return [x]
+                    case "even":
+                        return [np.where(x == _ZERO, 1, np.abs(x)).astype(np.int8)]
+                    case _:
+                        return [np.where(x == _ZERO, 1, np.where(x == 1, 1, 0)).astype(np.int8)]
+            case Concat(axis=axis):
+                starts = np.cumsum([0, *(self._shape(y)[axis] for y in node.operands)])
+                return [
+                    self._placed(x, shape, axis, slice(int(a), int(b)))
+                    for y, a, b in zip(node.operands, starts[:-1], starts[1:], strict=True)
+                    for x in self.summands(y)
+                ]
+        return [self._moved(node, x, shape) for x in self.summands(node.operands[0])]
+
+    def _moved(self, node: Node, x: Signs, shape: tuple[int, ...]) -> Signs:
+        """Operations that move entries; one that is not known mixes all of them."""
+        match node.op:
+            case View() | SplitWidth() | MergeWidth():
+                return x.reshape(len(x), *shape)
+            case Permute(order=order):
+                return x.transpose(0, *(i + 1 for i in order))
+            case Expand():
+                return self._spread(x, shape)
+            case Slice(axis=axis, start=start, stop=stop, step=step):
+                return x[(slice(None),) * (axis + 1) + (slice(start, stop, step),)]
+            case Unslice(axis=axis, start=start, stop=stop, step=step):
+                return self._placed(x, shape, axis, slice(start, stop, step))
+        flat = x.reshape(len(x), -1)
+        same = np.where((flat == flat[:, :1]).all(1), flat[:, 0], 0)
+        return np.broadcast_to(same.reshape(-1, *(1,) * len(shape)), (len(x), *shape))
+
+    def _start(self, node: Node, shape: tuple[int, ...]) -> Signs:
+        out = np.ones((len(self.flips), *shape), np.int8)
+        for i, flip in enumerate(self.flips):
+            if flip.node is node:
+                out[i] *= _along(flip.signs, flip.axis, len(shape))
+        return out
+
+    def _product(self, node: Node, x: Signs) -> Signs:
+        assert isinstance(node.op, MatMul)
+        matrix = node.operands[0]
+        rows, columns = width_positions(matrix.dims)
+        out_axis, in_axis = (columns, rows) if node.op.transpose else (rows, columns)
+        (axis,) = width_positions(node.dims)
+        shape = self._shape(node)
+        if self._local:
+            return self._local_product(node, matrix, out_axis, axis, shape)
+        x = x.copy()
+        for i, flip in enumerate(self.flips):
+            if flip.node is matrix and flip.axis == in_axis:
+                x[i] = np.where(x[i] == _ZERO, _ZERO, x[i] * _along(flip.signs, axis, len(shape)))
+        out = np.broadcast_to(_uniform(x, axis + 1), (len(x), *shape)).copy()
+        for i, flip in enumerate(self.flips):
+            if flip.node is matrix and flip.axis == out_axis:
+                out[i] = np.where(out[i] == _ZERO, _ZERO, out[i] * _along(flip.signs, axis, len(shape)))
+        return out
+
+    def _local_product(self, node: Node, matrix: Node, out_axis: int, axis: int, shape: tuple[int, ...]) -> Signs:
+        assert isinstance(node.op, MatMul)
+        responds = any(
+            isinstance(y.op, MatMul) and y.operands[0] is matrix and y.op.transpose != node.op.transpose
+            for y in reachable([node.operands[1]])
+        )
+        out = np.full((len(self.flips), *shape), 0 if responds else 1, np.int8)
+        for i, flip in enumerate(self.flips):
+            if flip.node is matrix and flip.axis == out_axis:
+                out[i] *= _along(flip.signs, axis, len(shape))
+        return out
+
+    def _products(self, lists: list[list[Signs]]) -> list[Signs]:
+        if math.prod(map(len, lists)) > _MOST_SUMMANDS:
+            lists = [[_joined(x)] for x in lists]
+        out = []
+        for choice in product(*lists):
+            total = choice[0]
+            for x in choice[1:]:
+                total = _times(total, x)
+            out.append(total)
+        return out
+
+    def _placed(self, x: Signs, shape: tuple[int, ...], axis: int, at: slice) -> Signs:
+        out = np.full((len(x), *shape), _ZERO, np.int8)
+        out[(slice(None),) * (axis + 1) + (at,)] = x
+        return out
+
+    def _spread(self, x: Signs, shape: tuple[int, ...]) -> Signs:
+        padded = x.reshape(len(x), *(1,) * (len(shape) + 1 - x.ndim), *x.shape[1:])
+        return np.broadcast_to(padded, (len(x), *shape))
+
+
+def _along(signs: tuple[int, ...], axis: int, rank: int) -> Signs:
+    return np.array(signs, np.int8).reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _times(a: Signs, b: Signs) -> Signs:
+    return np.where((a == _ZERO) | (b == _ZERO), _ZERO, a * b).astype(np.int8)
+
+
+def _joined(summands: Sequence[Signs]) -> Signs:
+    """Signs of a sum as a whole: where all summands that are not zero agree."""
+    out = summands[0]
+    for x in summands[1:]:
+        out = np.where(out == _ZERO, x, np.where((x == _ZERO) | (x == out), out, 0)).astype(np.int8)
+    return out
+
+
+def _uniform(x: Signs, axis: int) -> Signs:
+    """The sign of a sum along an axis, which stays with length 1."""
+    even, odd, none = ((x == s).any(axis, keepdims=True) for s in (1, -1, 0))
+    out = np.where(even & ~odd, 1, np.where(odd & ~even, -1, np.where(even & odd, 0, _ZERO)))
+    return np.where(none, 0, out).astype(np.int8)
+
+
+def _together(choice: Sequence[Signs], words: Sequence[str]) -> tuple[Signs, str]:
+    """The product of factors with named axes, over all names."""
+    names = "".join(dict.fromkeys("".join(words)))
+    total: Signs | None = None
+    for x, word in zip(choice, words, strict=True):
+        distinct = "".join(dict.fromkeys(word))
+        for letter in distinct:
+            while word.count(letter) > 1:  # a diagonal
+                first, second = (i for i, w in enumerate(word) if w == letter)
+                x = np.moveaxis(np.diagonal(x, axis1=first + 1, axis2=second + 1), -1, first + 1)
+                word = word[:second] + word[second + 1 :]
+        order = [word.index(letter) + 1 for letter in names if letter in word]
+        x = x.transpose(0, *order)
+        x = x.reshape(
+            len(x), *(x.shape[1 + [n for n in names if n in word].index(n)] if n in word else 1 for n in names)
+        )
+        total = x if total is None else _times(total, x)
+    assert total is not None
+    return total, names
+
+
+def _summed(x: Signs, names: str, out: str) -> Signs:
+    for letter in names:
+        if letter not in out:
+            x = _uniform(x, names.index(letter) + 1)
+    kept = [i for i, letter in enumerate(names) if letter in out]
+    x = x.reshape(len(x), *(x.shape[i + 1] for i in kept))
+    have = [names[i] for i in kept]
+    return x.transpose(0, *(have.index(letter) + 1 for letter in out))

@@ -1,0 +1,40 @@
+"""What all instructions have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tpcompile.errors import ProgramError
+from tpcompile.ir.types import Dims, broadcast, dims_text, kind
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all instructions. Traits: ``pointwise`` acts coordinate by coordinate, ``linear`` in each operand."""
+
+    mnemonic: ClassVar[str]
+    pointwise: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        """Axes of the value; ProgramError if the operands do not fit."""
+        raise NotImplementedError
+
+
+def expect(condition: bool, op: Op, what: str, operands: tuple[Dims, ...]) -> None:
+    """ProgramError unless the condition holds."""
+    if not condition:
+        found = " ".join(dims_text(d) for d in operands)
+        raise ProgramError(f"{op.mnemonic}: expected {what}, found {found or 'no operands'}")
+
+
+def broadcast_dims(op: Op, operands: tuple[Dims, ...]) -> Dims:
+    """Axes of operands that broadcast to a scalar or vector; ProgramError if they do not."""
+    try:
+        dims = broadcast(*operands)
+    except ValueError:
+        dims = None
+    expect(dims is not None and kind(dims) != "matrix", op, "operands that broadcast to a vector or scalar", operands)
+    assert dims is not None
+    return dims

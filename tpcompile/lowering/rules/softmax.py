@@ -1,0 +1,63 @@
+"""Softmax over a finite axis: of scalars as torch computes it, of vectors written out coordinate by coordinate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tpcompile.lowering.context import Context
+from tpcompile.lowering.registry import rule
+from tpcompile.lowering.value import has_width, is_width
+
+
+def _written_out(ctx: Context, x: Any, dim: int) -> bool:
+    """True if the rule applies: vectors, and an axis that does not grow."""
+    if not has_width(x.axes):
+        return False
+    if is_width(x.axes[dim]):
+        raise ctx.unsupported(f"no rule for {ctx.current.target} over an axis that grows with the width")
+    return True
+
+
+def _finite(ctx: Context, *args: Any) -> Any:
+    return ctx.finite(str(ctx.current.target), args, dict(ctx.current.kwargs), None, ctx.current.shape)
+
+
+@rule("aten._softmax.default")
+def softmax(ctx: Context, x: Any, dim: int, half_to_float: bool) -> Any:
+    """``_softmax(self, dim, half_to_float)``; the logits are not shifted by their maximum"""
+    if not _written_out(ctx, x, dim):
+        return _finite(ctx, x, dim, half_to_float)
+    powers = ctx.apply("exp", x)
+    return ctx.times(powers, ctx.reciprocal(ctx.sum(powers, [dim], True)))
+
+
+@rule("aten._safe_softmax.default")
+def safe_softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Any:
+    """``_safe_softmax(self, dim, dtype=None)``: as softmax; rows that are masked throughout are not covered"""
+    return _finite(ctx, x, dim) if not _written_out(ctx, x, dim) else softmax(ctx, x, dim, False)
+
+
+@rule("aten._log_softmax.default")
+def log_softmax(ctx: Context, x: Any, dim: int, half_to_float: bool) -> Any:
+    """``_log_softmax(self, dim, half_to_float)``"""
+    if not _written_out(ctx, x, dim):
+        return _finite(ctx, x, dim, half_to_float)
+    total = ctx.apply("log", ctx.sum(ctx.apply("exp", x), [dim], True))
+    return ctx.add(x, ctx.negate(total))
+
+
+@rule("aten._softmax_backward_data.default")
+def softmax_backward(ctx: Context, g: Any, out: Any, dim: int, dtype: Any) -> Any:
+    """``_softmax_backward_data(grad_output, output, dim, input_dtype)``"""
+    if not (has_width(g.axes) or has_width(out.axes)):
+        return _finite(ctx, g, out, dim, dtype)
+    product = ctx.times(g, out)
+    return ctx.add(product, ctx.negate(ctx.times(out, ctx.sum(product, [dim], True))))
+
+
+@rule("aten._log_softmax_backward_data.default")
+def log_softmax_backward(ctx: Context, g: Any, out: Any, dim: int, dtype: Any) -> Any:
+    """``_log_softmax_backward_data(grad_output, output, dim, input_dtype)``"""
+    if not (has_width(g.axes) or has_width(out.axes)):
+        return _finite(ctx, g, out, dim, dtype)
+    return ctx.add(g, ctx.negate(ctx.times(ctx.apply("exp", out), ctx.sum(g, [dim], True))))
