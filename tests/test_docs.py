@@ -35,6 +35,16 @@ def test_python_snippets_run() -> None:
             assert tuple(value.shape) == eval(match[2])
 
 
+def test_snippet_of_the_kernels_page_runs() -> None:
+    (snippet,) = blocks((ROOT / "docs" / "kernels.md").read_text(encoding="utf-8"), "python")
+    names: dict[str, object] = {}
+    exec(compile(snippet, "kernels.md", "exec"), names)
+    kernel = names["k"]
+    assert isinstance(kernel, tp.Kernel)
+    assert kernel.nngp_exponent == kernel.ntk_exponent == 0
+    assert not kernel.sampled
+
+
 def test_set_up_is_two_commands() -> None:
     install, tests = (b.strip() for b in blocks(README, "sh")[:2])
     assert install.startswith("python -m pip install '.[plot,digits]' && tpcompile compile examples/")

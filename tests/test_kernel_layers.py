@@ -111,7 +111,7 @@ class Attention(Base):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.lin(self.u, x))
-        key = self.w if self.power == 1.0 else self.key
+        key = self.w if self.power == 1.0 else self.get_parameter("key")
         logits = self.heads(self.w, h) @ self.heads(key, h).transpose(-1, -2) * (self.n // 2) ** -self.power
         out = torch.softmax(logits, -1) @ self.heads(self.v, h)
         return self.lin(self.o, out.transpose(1, 2).reshape(*h.shape).mean(1))

@@ -236,6 +236,7 @@ def test_fast_simulator_is_the_real_one(name):
     case = cases()[name]
     compiled = tp.compile(case.make, case.inputs, case.targets, case.loss, steps=case.steps)
     start = "zero" if name == "ntk" else None
+    assert case.loss is not None
     setup = Setup(case.make, case.inputs, case.targets, case.loss, case.steps, start)
     assert deviation(setup, 32, 0, compiled.activations, torch.float64) < 1e-12
     assert deviation(setup, 32, 0, compiled.activations, torch.float32) < 1e-4
