@@ -31,6 +31,8 @@ class Pairs:
     own: tuple[Array | None, Array | None]
     positions: tuple[int, ...]
     exponent: Fraction
+    output: tuple[int, ...] = ()  # all axes of the output
+    kept: tuple[int, ...] = ()  # those that are positions
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def _pairs(m: Moments, node: Node | None, exponent: Fraction) -> Pairs:
         found = m.array([x, y], [p for p in (*out, *shared) if p is not None])
         return found
 
-    return Pairs(array(0, 1), (array(0, 0), array(1, 1)), sizes, 2 * exponent)
+    axes = tuple(d for d in node.dims if isinstance(d, int))
+    return Pairs(array(0, 1), (array(0, 0), array(1, 1)), sizes, 2 * exponent, axes, tuple(kept))
 
 
 def _is_independent(poly: Poly, p: int | None, q: int | None) -> bool:
