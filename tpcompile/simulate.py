@@ -182,12 +182,12 @@ def _tangent_shares(run: _Run) -> dict[str, Tensor]:
 def _train(run: _Run, observe: Observer) -> None:
     with seeded(run.seed):
         model, optimizer = _build(run)
-        with _default_dtype(run.dtype):
+        with default_dtype(run.dtype):
             starts: list[Tensor | None] = [None] * len(run.batches)
             if run.centred:
                 starts = [_evaluate(model, batch) for batch, _ in run.batches]
             for step in range(run.steps + 1):
-                observe(step, model, _learning_rates(model, optimizer))
+                observe(step, model, learning_rates(model, optimizer))
                 if step == run.steps:
                     break
                 assert run.loss is not None
@@ -247,7 +247,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Tensors that a forward pass makes without a dtype fit the cast model."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -275,9 +275,7 @@ def _batches(
             raise UsageError("inputs must be a tensor (N, ...) or a list of such tensors")
         if y is not None and y.shape[:1] != x.shape[:1]:
             raise UsageError(f"{x.shape[0]} inputs but targets of shape {tuple(y.shape)}")
-    return tuple(
-        (_cast(x, dtype), None if y is None else _cast(y, dtype)) for x, y in zip(data, wanted, strict=True)
-    )
+    return tuple((_cast(x, dtype), None if y is None else _cast(y, dtype)) for x, y in zip(data, wanted, strict=True))
 
 
 def _growing(run: _Run) -> tuple[str, ...]:
@@ -287,13 +285,13 @@ def _growing(run: _Run) -> tuple[str, ...]:
         with seeded(run.seed):
             model, _ = build(run.make, width)
             model.to(run.dtype)
-            with _default_dtype(run.dtype):
+            with default_dtype(run.dtype):
                 _, found = forward_with_activations(model, run.batches[0][0])
         shapes.append({name: x.shape for name, x in found.items()})
     return tuple(name for name, shape in shapes[0].items() if name in shapes[1] and shapes[1][name] != shape)
 
 
-def _learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
+def learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
     """Learning rate of every trained parameter; 1 without an optimizer."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if optimizer is None:

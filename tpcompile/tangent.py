@@ -14,26 +14,29 @@ from tpcompile.errors import TpcompileError
 JACOBIAN_BYTES = 2**28  # parameters are taken in groups whose Jacobians stay below this, one at least
 
 
-def tangent_kernel(model: nn.Module, inputs: Tensor, learning_rates: Mapping[str, float]) -> dict[str, Tensor]:
+def tangent_kernel(
+    model: nn.Module, inputs: Tensor, learning_rates: Mapping[str, float], others: Tensor | None = None
+) -> dict[str, Tensor]:
     """``lr_p <df_i(a)/dp, df_j(b)/dp>`` for every parameter of ``learning_rates``.
 
-    ``inputs`` is ``(N, ...)``; each share is ``(N, N, k, k)`` with ``k`` the flattened output of one
-    input. A model whose outputs depend on the whole batch (batch normalisation) is differentiated as
-    it is, batch by batch. Raises :class:`TpcompileError` if the model cannot be differentiated by
-    ``torch.func``.
+    ``inputs`` is ``(N, ...)`` and gives the ``a``, ``others`` ``(N2, ...)`` the ``b``, the same inputs by default;
+    each share is ``(N, N2, k, k)`` with ``k`` the flattened output of one input. A model whose outputs
+    depend on the whole batch (batch normalisation) is differentiated as it is, batch by batch. Raises
+    :class:`TpcompileError` if the model cannot be differentiated by ``torch.func``.
     """
     parameters = dict(model.named_parameters())
     frozen = {name: value.detach() for name, value in parameters.items()}
+    batches = [inputs] if others is None else [inputs, others]
     with torch.no_grad():
-        count = inputs.shape[0]
-        outputs = _call(model, frozen, inputs).reshape(count, -1)
-    jacobian = _jacobian_function(model, frozen, inputs, outputs)
+        outputs = [_call(model, frozen, x).reshape(x.shape[0], -1) for x in batches]
+    jacobians = [_jacobian_function(model, frozen, x, f) for x, f in zip(batches, outputs, strict=True)]
     shares = {}
-    size = outputs.numel() * outputs.element_size()
+    size = sum(f.numel() * f.element_size() for f in outputs)
     for names in _groups(learning_rates, {name: frozen[name].numel() * size for name in learning_rates}):
-        for name, rows in jacobian(names).items():
-            flat = rows.reshape(outputs.numel(), -1)
-            gram = (flat @ flat.T).reshape(*outputs.shape, *outputs.shape)
+        found = [jacobian(names) for jacobian in jacobians]
+        for name in names:
+            flat = [rows[name].reshape(f.numel(), -1) for rows, f in zip(found, outputs, strict=True)]
+            gram = (flat[0] @ flat[-1].T).reshape(*outputs[0].shape, *outputs[-1].shape)
             shares[name] = learning_rates[name] * gram.permute(0, 2, 1, 3)
     return {name: shares[name] for name in learning_rates}
 

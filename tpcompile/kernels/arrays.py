@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,15 @@ Array = Any  # a torch tensor or a NumPy array
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Kernels(NamedTuple):
+    """Both kernels of one pass."""
+
+    nngp: Any
+    ntk: Any
+
+
 def as_tensor(x: Array, name: str) -> Tensor:
-    """A tensor of an array or tensor. Raises UsageError for anything else, and for arrays that torch has no type for."""
+    """A tensor of an array or tensor. Raises UsageError for anything else, and for types that torch lacks."""
     if isinstance(x, Tensor):
         return x
     if not isinstance(x, np.ndarray):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,21 +15,17 @@ from torch import Tensor
 from tpcompile.errors import UsageError
 from tpcompile.evaluate.gaussian.run import Run, children
 from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
+from tpcompile.kernels.arrays import Array as Data
+from tpcompile.kernels.arrays import Kernels, numpy_in_numpy_out
 from tpcompile.kernels.plan import Pairs, Plan, check_input, plan_kernels
+from tpcompile.kernels.uses import Uses
 from tpcompile.laws import Law
 
 BLOCK_BYTES = 2**21  # of one array over a block: a few of them fit a core's cache
 Tick = Callable[[int, int], None]
 
 
-class Kernels(NamedTuple):
-    """Both kernels of one pass."""
-
-    nngp: Tensor
-    ntk: Tensor
-
-
-class Kernel:
+class Kernel(Uses):
     """The limiting kernels of a module, compiled once and evaluated on any inputs. Made by :func:`kernel`."""
 
     def __init__(
@@ -41,6 +37,7 @@ class Kernel:
         widths: Sequence[int] | None,
     ) -> None:
         self.example = example
+        self.arguments = (make, example, optimizer, init, widths)
         self._build = lambda tangent: plan_kernels(make, example, tangent, optimizer, init, widths)
         self._plans: dict[bool, Plan] = {}
         self._plan(False)
@@ -79,20 +76,28 @@ class Kernel:
         """How each expectation is computed, in words, and its stated error (None where closed)."""
         return list(self._plan(True in self._plans).moments.forms)
 
+    def pairs(self, get: str) -> Pairs:
+        """The planned ``"nngp"`` or ``"ntk"``."""
+        plan = self._plan(get == "ntk")
+        found = plan.nngp if get == "nngp" else plan.ntk
+        assert found is not None
+        return found
+
     # values --------------------------------------------------------------------------------
 
-    def nngp(self, x1: Tensor, x2: Tensor | None = None, **options: Any) -> Tensor:
+    def nngp(self, x1: Data, x2: Data | None = None, **options: Any) -> Any:
         """Covariance of the output, ``(N1, N2)``, or ``(N1, N2, S, S)`` for per-position outputs."""
         return self(x1, x2, "nngp", **options)
 
-    def ntk(self, x1: Tensor, x2: Tensor | None = None, **options: Any) -> Tensor:
+    def ntk(self, x1: Data, x2: Data | None = None, **options: Any) -> Any:
         """Tangent kernel, of the shape of :meth:`nngp`."""
         return self(x1, x2, "ntk", **options)
 
+    @numpy_in_numpy_out
     def __call__(
         self,
-        x1: Tensor,
-        x2: Tensor | None = None,
+        x1: Data,
+        x2: Data | None = None,
         get: str = "both",
         *,
         diagonal: bool = False,
@@ -105,7 +110,7 @@ class Kernel:
         seed: int = 0,
         errors: bool = False,
     ) -> Any:
-        """Kernels of all pairs of two batches of inputs, or of one with itself.
+        """Kernels of all pairs of two batches of inputs, or of one with itself; NumPy arrays give NumPy arrays.
 
         ``get`` is ``"nngp"``, ``"ntk"`` or ``"both"`` (a pair of both at the price of one pass). ``diagonal`` gives
         ``(N,)`` values of each input with itself. ``block`` is the side of the blocks of pairs that are computed at a
@@ -121,6 +126,7 @@ class Kernel:
         if x2 is not None:
             check_input(x2, self.example, "x2")
         plan = self._plan(get != "nngp")
+        self.check_variances(variances or {})
         wanted = {"nngp": [plan.nngp], "ntk": [plan.ntk], "both": [plan.nngp, plan.ntk]}[get]
         pairs = [p for p in wanted if p is not None]
         dtype = dtype or (x1.dtype if x1.is_floating_point() else torch.get_default_dtype())

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from tpcompile.errors import EvaluationError, UsageError
 
+RESOLUTION = 1e-9  # of kernels relative to their largest values: quadratures, and arcs of cosines near one
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -28,8 +30,8 @@ class Prediction:
     """
 
     mean: Any
-    covariance: Any | None
-    stderr: Any | None = None
+    covariance: Any = None
+    stderr: Any = None
 
 
 def posterior(k_tt: Tensor, y: Tensor, k_st: Tensor, k_ss: Tensor | None, noise: float = 0.0) -> tuple[Tensor, Any]:
@@ -37,7 +39,7 @@ def posterior(k_tt: Tensor, y: Tensor, k_st: Tensor, k_ss: Tensor | None, noise:
 
     ``noise`` is the variance of the observations. ``k_ss`` is the whole ``(M, M)`` prior covariance of the test points
     or its diagonal ``(M,)``, and the covariance comes likewise; None gives None. Differentiable.
-    Raises EvaluationError if ``k_tt`` plus noise is singular to rounding.
+    Raises EvaluationError if ``k_tt`` plus noise is singular to the precision that kernels have (``RESOLUTION``).
     """
     factor = cholesky(k_tt, noise)
     mean = k_st @ torch.cholesky_solve(y, factor)
@@ -55,9 +57,10 @@ def cholesky(k_tt: Tensor, noise: float | Tensor) -> Tensor:
         raise UsageError(f"noise is a variance, found {noise}")
     eye = torch.eye(len(k_tt), dtype=k_tt.dtype)
     factor, failed = torch.linalg.cholesky_ex(k_tt + noise * eye)
-    if int(failed):
+    pivots = factor.detach().diagonal().square()
+    if int(failed) or float(pivots.min()) < _resolution(pivots) * float(k_tt.detach().diagonal().max()):
         raise EvaluationError(
-            f"the covariance of the {len(k_tt)} training values is singular to rounding",
+            f"the covariance of the {len(k_tt)} training values is singular to the precision of kernels",
             advice="pass a noise variance that is larger, or remove repeated inputs",
         )
     return factor
@@ -69,8 +72,8 @@ class Modes:
 
     The residual along an eigenvector of the tangent kernel with eigenvalue ``values[i]`` shrinks by
     ``exp(-rate * value * t)`` in gradient flow, by ``(1 - rate * value) ** t`` in ``t`` steps of gradient descent. With
-    ``F.mse_loss``, the mean over N points times k outputs, ``rate`` is ``2 lr / (N k)``. Modes that are zero to
-    rounding (``N eps`` of the largest) are not learnt.
+    ``F.mse_loss``, the mean over N points times k outputs, ``rate`` is ``2 lr / (N k)``. Modes below the precision
+    that kernels have (``RESOLUTION`` of the largest) are not learnt: those of repeated inputs are zero.
     """
 
     values: Tensor  # (N,)
@@ -82,11 +85,11 @@ class Modes:
     def of(cls, theta_tt: Tensor, rate: float, steps: bool) -> Modes:
         """The decomposition of a tangent kernel ``(N, N)``."""
         values, vectors = torch.linalg.eigh(theta_tt)
-        null = values <= len(values) * torch.finfo(values.dtype).eps * values[-1].abs()
+        null = values <= _resolution(values) * values[-1].abs()
         return cls(torch.where(null, 0.0, values), vectors, rate, steps)
 
     def gain(self, t: Tensor) -> Tensor:
-        """``(1 - what is left of the residual) / value`` at times ``t`` ``(T,)``: ``(T, N)``, 0 for modes that are zero.
+        """``(1 - what is left of the residual) / value`` at times ``t`` ``(T,)``: ``(T, N)``, 0 for zero modes.
 
         Raises UsageError at infinity where gradient descent does not converge.
         """
@@ -99,8 +102,8 @@ class Modes:
         if self.steps:
             if bool(torch.isinf(t).any()) and float(speed.max()) >= 2:
                 raise UsageError(
-                    f"gradient descent does not converge: the fastest mode is multiplied by {1 - float(speed.max()):.3g} "
-                    "a step",
+                    "gradient descent does not converge: the fastest mode is multiplied by "
+                    f"{1 - float(speed.max()):.3g} a step",
                     advice=f"divide the learning rate by more than {float(speed.max()) / 2:.3g}",
                 )
             finite = torch.where(torch.isinf(t), 0.0, t)
@@ -123,8 +126,8 @@ def trained(
     """Outputs at test points after training under MSE: mean ``(T, M, k)`` and covariance over initial outputs.
 
     Equations 14 to 16 of Lee et al., arXiv:1902.06720, for gradient flow or descent and any times ``t`` ``(T,)``:
-    with ``A = theta_st theta_tt^-1 (1 - exp(-rate t theta_tt))``, the output ``f_s + A (y - f_t)`` of Gaussian initial outputs ``f`` of
-    covariance ``k``. ``k_ss`` is ``(M, M)`` and the covariance ``(T, M, M)``, or the diagonals ``(M,)`` and ``(T, M)``.
+    with ``A = theta_st theta_tt^-1 (1 - exp(-rate t theta_tt))``, the output ``f_s + A (y - f_t)`` of Gaussian initial
+    outputs ``f`` of covariance ``k``. ``k_ss`` is ``(M, M)`` and the covariance ``(T, M, M)``, or the diagonals ``(M,)`` and ``(T, M)``.
     """
     gain = modes.gain(t)
     across = theta_st @ modes.vectors
@@ -154,3 +157,7 @@ def times(t: Any, steps: bool) -> tuple[Tensor, bool]:
     if steps and bool((finite != finite.round()).any()):
         raise UsageError("t counts steps of gradient descent: it must be an integer or infinity")
     return flat, given.dim() == 0
+
+
+def _resolution(values: Tensor) -> float:
+    return max(RESOLUTION, len(values) * torch.finfo(values.dtype).eps)
