@@ -214,7 +214,9 @@ def test_the_compiled_training_run_is_the_prediction() -> None:
     result = compiled.evaluate(particles=4096, replicas=4, output_init="zero", seed=1)
     training = tp.kernel(make, torch.zeros(3)).gradient_descent(X, Y[:, :1], lr=0.3, output_init="zero")
     predicted = training.predict(XS, t=range(5), covariance=None)
-    error = (result.test_outputs - predicted.mean).abs()
+    assert result.test_outputs is not None
+    assert result.test_outputs_stderr is not None
+    error = (predicted.mean - result.test_outputs).abs()
     assert float((error / (result.test_outputs_stderr + 1e-12)).max()) < 8 or float(error.max()) < 2e-4
     assert predicted.covariance is None
 

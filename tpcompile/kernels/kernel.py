@@ -129,11 +129,11 @@ class Kernel(Uses):
         self.check_variances(variances or {})
         wanted = {"nngp": [plan.nngp], "ntk": [plan.ntk], "both": [plan.nngp, plan.ntk]}[get]
         pairs = [p for p in wanted if p is not None]
-        dtype = dtype or (x1.dtype if x1.is_floating_point() else torch.get_default_dtype())
+        precision = dtype or (x1.dtype if x1.is_floating_point() else torch.get_default_dtype())
         times = replicas if plan.moments.sampled else 1
         estimates = []
         for replica in range(times):
-            job = _Job(plan, pairs, dtype, dict(variances or {}), samples, seed * 1000 + replica)
+            job = _Job(plan, pairs, precision, dict(variances or {}), samples, seed * 1000 + replica)
             tick = None if progress is None else lambda i, n, r=replica: progress(r * n + i, times * n)
             estimates.append(job.diagonal(x1) if diagonal else job.matrix(x1, x2, block, tick))
         stacked = [torch.stack(found) for found in zip(*estimates, strict=True)]

@@ -127,7 +127,8 @@ def trained(
 
     Equations 14 to 16 of Lee et al., arXiv:1902.06720, for gradient flow or descent and any times ``t`` ``(T,)``:
     with ``A = theta_st theta_tt^-1 (1 - exp(-rate t theta_tt))``, the output ``f_s + A (y - f_t)`` of Gaussian initial
-    outputs ``f`` of covariance ``k``. ``k_ss`` is ``(M, M)`` and the covariance ``(T, M, M)``, or the diagonals ``(M,)`` and ``(T, M)``.
+    outputs ``f`` of covariance ``k``. ``k_ss`` is ``(M, M)`` and the covariance ``(T, M, M)``, or the diagonals
+    ``(M,)`` and ``(T, M)``.
     """
     gain = modes.gain(t)
     across = theta_st @ modes.vectors

@@ -172,8 +172,8 @@ def kernel_training(
         raise UsageError(f"lr must be positive, found {lr}")
     if isinstance(loss, str) and loss != "mse":
         raise UsageError(f"loss must be 'mse' or a function of output and target, found {loss!r}")
-    mse = loss == "mse" or loss is F.mse_loss
-    if mse and not y.is_floating_point():
+    other = None if isinstance(loss, str) or loss is F.mse_loss else loss
+    if other is None and not y.is_floating_point():
         raise UsageError(f"y_train must be floating point for MSE, found {y.dtype}")
     if output_init == "random" and kernel.nngp_exponent != 0:
         raise UsageError(
@@ -188,13 +188,13 @@ def kernel_training(
         x,
         y_train,
         lr,
-        None if mse else loss,
+        other,
         steps,
         output_init,
         outputs,
         solver,
-        dtype,  # type: ignore[arg-type]
+        dtype,
     )
-    if mse:
+    if other is None:
         found._rows  # noqa: B018  checks the shape now
     return found
