@@ -59,12 +59,17 @@ def _jacobian_function(
     except Exception:  # what vmap cannot batch is differentiated as a whole
         independent = False
 
+    def _batched(chosen: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return vmap(jacrev(single), in_dims=(None, 0))(chosen, inputs)
+        except RuntimeError:  # in-place operations inside torch (RNN cells) need every operand to have the batch axis
+            copies = {name: p.expand(len(inputs), *p.shape) for name, p in chosen.items()}
+            return vmap(jacrev(single), in_dims=(0, 0))(copies, inputs)
+
     def jacobian(names: list[str]) -> dict[str, Tensor]:
         chosen = {name: frozen[name] for name in names}
         try:
-            if independent:
-                return vmap(jacrev(single), in_dims=(None, 0))(chosen, inputs)
-            return jacrev(whole)(chosen)
+            return _batched(chosen) if independent else jacrev(whole)(chosen)
         except Exception as error:
             raise TpcompileError(
                 f"torch.func cannot differentiate the model for its tangent kernel ({error})",
