@@ -66,3 +66,24 @@ def test_blocks_triangles_and_diagonals_agree() -> None:
     torch.testing.assert_close(kernel.ntk(x, x), whole, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(kernel.ntk(x, diagonal=True), whole.diagonal(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(kernel.ntk(x[:2], x), whole[:2], rtol=1e-9, atol=1e-9)
+
+
+class PooledBias(nn.Module):
+    """The mean over positions of a sum of which one part does not depend on the position."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(n, 3)), nn.Parameter(torch.randn(n))
+        self.readout = nn.Parameter(torch.randn(1, n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x @ self.weight.T + self.bias
+        return h.mean(1) @ self.readout.T * self.readout.shape[1] ** -0.5
+
+
+def test_a_mean_over_positions_counts_what_does_not_depend_on_them() -> None:
+    x = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    nngp, ntk = tp.kernel(PooledBias, torch.zeros(5, 3))(x)
+    mean = x.mean(1)
+    torch.testing.assert_close(nngp, mean @ mean.T + 1, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ntk, 2 * (mean @ mean.T + 1), rtol=1e-12, atol=1e-12)

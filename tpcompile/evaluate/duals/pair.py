@@ -20,7 +20,8 @@ class Pair:
     def __init__(
         self, cov: Tensor, var_u: Tensor, var_v: Tensor, mean_u: Tensor | None = None, mean_v: Tensor | None = None
     ) -> None:
-        self.cov, self.var_u, self.var_v = cov, var_u, var_v
+        shape = torch.broadcast_shapes(cov.shape, var_u.shape, var_v.shape)
+        self.cov, self.var_u, self.var_v = cov.expand(shape), var_u, var_v
         self.mean_u, self.mean_v = mean_u, mean_v
         self.memo: dict[Any, Any] = {}
         """Expectations of the closed engine that several duals share."""

@@ -9,8 +9,8 @@ which is what keeps convolutions without pooling cheap.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -123,16 +123,16 @@ class Moments:
         key = (*self.key(order, out), centre)
         if key not in self.known:
             poly = self.covariance(*factors) if centre else self.moment(tuple(order))
-            self.known[key] = self.sum(poly, out)
+            self.known[key] = self.sum([self._counted(t, factors, out) for t in poly], out)
         found = self.known[key]
         return None if isinstance(found, SumArray) and not found.terms else found
 
-    def sum(self, poly: Poly, out: Sequence[Label]) -> SumArray:
+    def sum(self, poly: Sequence[Term], out: Sequence[Label]) -> SumArray:
         """A sum of products over the labels ``out``."""
         used = {x for term in poly for _, labels in term.uses for x in labels}
         used |= {x for term in poly for pair in term.deltas for x in pair}
         sizes = tuple(self.lengths[x] if x in used else 1 for x in out)
-        return SumArray(sizes, poly, tuple(out), self.lengths)
+        return SumArray(sizes, tuple(poly), tuple(out), self.lengths)
 
     def covariance(self, a: Factor, b: Factor) -> Poly:
         """``E[a b] - E[a] E[b]``."""
@@ -157,7 +157,12 @@ class Moments:
                 continue  # as a variable: its blocks need not be told apart among other factors
             alternatives = self._split(f)
             if alternatives is not None:
-                return tuple(own * t for own, inner in alternatives for t in self._with(own, (*inner, *others)))
+                kept = {x for g in (f, *others) for x in g.named()}
+                return tuple(
+                    self._counted(own * t, inner, kept)
+                    for own, inner in alternatives
+                    for t in self._with(own, (*inner, *others))
+                )
         pair = self._free_pair(factors)
         if pair is not None:
             i, j = pair
@@ -222,6 +227,13 @@ class Moments:
             None if d == 1 else label for d, label in zip(operand.dims, aligned, strict=True) if isinstance(d, int)
         )
         return f.on(operand, labels)
+
+    def _counted(self, term: Term, factors: Sequence[Factor], kept: Collection[Label]) -> Term:
+        """A term times the lengths of the factors' labels that are summed and that nothing in it depends on."""
+        have = {x for _, labels in term.uses for x in labels} | {x for pair in term.deltas for x in pair}
+        lost = {x for f in factors for x in f.named()} - have - set(kept)
+        times = math.prod(self.lengths[x] for x in lost)
+        return term if times == 1 else replace(term, coefficient=term.coefficient * times)
 
     def contracted(self, f: Factor) -> tuple[Factor, ...]:
         """The operands of an Einstein sum; what it sums gets new labels."""
@@ -334,7 +346,8 @@ class Moments:
                 raise FactorisationError("a sum that vanishes only because an inner product in an earlier layer does")
         if not settled(a.node, b.node, same, self.parity):
             raise FactorisationError("two Gaussian sums meet the same matrix from both sides")
-        return self.moment((*self.contracted(a), *self.contracted(b))) if same else ()
+        factors, kept = (*self.contracted(a), *self.contracted(b)), (*a.named(), *b.named())
+        return tuple(self._counted(t, factors, kept) for t in self.moment(factors)) if same else ()
 
     def _axis(self, node: Node) -> int:
         return self.domains.of[next(x for x in node.operands if x.kind == "vector")].index

@@ -137,6 +137,8 @@ class Run:
         if not factors:
             return torch.as_tensor(coefficient, dtype=self.dtype).reshape((1,) * (2 + len(out)))
         summed = {x for _, labels in factors for x in labels} - set(out)
+        carried = {x for v, labels in factors for x, size in zip(labels, v.shape[2:], strict=True) if size > 1}
+        coefficient = coefficient * math.prod(array.lengths[x] for x in summed - carried)
         if summed:
             value = self._einsum(factors, out)
         else:
