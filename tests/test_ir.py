@@ -93,7 +93,7 @@ def test_operands_are_checked_when_a_node_is_made():
         (Contract("ab,bc->ac"), (x, x)),
         (View((6,)), (x,)),
         (Concat(1), (x, x)),
-        (Mul(), (w, w)),
+        (MatMul(False), (w, w)),
     ]:
         with pytest.raises(ProgramError):
             b.node(op, *operands)

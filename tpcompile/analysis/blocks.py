@@ -151,6 +151,8 @@ class _Walk:
                     [self._spread(x, shape) for x in self.summands(y)] for y in node.operands if y.kind == "vector"
                 ]
                 return self._products(lists)
+            case Contract() if any(y.kind == "matrix" for y in node.operands):  # a sum over pairs: nothing is known
+                return [np.zeros((len(self.flips), *shape), np.int8)]
             case Contract(spec=spec):
                 inputs, out = split_spec(spec)
                 pairs = [(y, word) for y, word in zip(node.operands, inputs, strict=True)]

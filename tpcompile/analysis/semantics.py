@@ -31,6 +31,7 @@ from tpcompile.ir import (
     Mul,
     Node,
     Op,
+    Outer,
     Permute,
     Scatter,
     Slice,
@@ -66,6 +67,8 @@ def execute(op: Op, x: Sequence[Tensor], dims: Dims, length: Length, dtype: torc
             return out
         case Contract(spec=spec):
             return contract(spec, x)
+        case Outer():
+            return x[0].mT @ x[1]
         case Concat(axis=axis):
             return torch.cat(list(x), dim=axis)
         case View() | SplitWidth() | MergeWidth():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -42,8 +43,8 @@ def run(
             case MatMul(transpose=transpose):
                 values[node] = _product(x[0], node.operands[0].dims, x[1], node.dims, transpose)
             case Contract():
-                summed = op.contracted_width(tuple(y.dims for y in node.operands))
-                scale = 1.0 if summed is None else 1.0 / float(summed.ratio * Fraction(width))
+                summed = op.contracted_widths(tuple(y.dims for y in node.operands))
+                scale = math.prod(1.0 / float(w.ratio * Fraction(width)) for w in summed)
                 values[node] = execute(op, x, node.dims, length, dtype) * scale
             case _:
                 values[node] = execute(op, x, node.dims, length, dtype)

@@ -25,6 +25,7 @@ from tpcompile.ir.ops import (
     Map,
     MatMul,
     Mul,
+    Outer,
     Sum,
     split_spec,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "Mul",
     "Node",
     "Op",
+    "Outer",
     "Output",
     "Permute",
     "Program",

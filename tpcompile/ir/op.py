@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tpcompile.errors import ProgramError
-from tpcompile.ir.types import Dims, broadcast, dims_text, kind
+from tpcompile.ir.types import Dims, broadcast, dims_text
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ def expect(condition: bool, op: Op, what: str, operands: tuple[Dims, ...]) -> No
 
 
 def broadcast_dims(op: Op, operands: tuple[Dims, ...]) -> Dims:
-    """Axes of operands that broadcast to a scalar or vector; ProgramError if they do not."""
+    """Axes of operands that broadcast; ProgramError if they do not."""
     try:
         dims = broadcast(*operands)
     except ValueError:
         dims = None
-    expect(dims is not None and kind(dims) != "matrix", op, "operands that broadcast to a vector or scalar", operands)
+    expect(dims is not None, op, "operands that broadcast", operands)
     assert dims is not None
     return dims

@@ -105,7 +105,7 @@ class Map(Op):
     params: tuple[tuple[str, Any], ...] = ()
 
     def infer(self, operands: tuple[Dims, ...]) -> Dims:
-        expect(len(operands) == 1 and kind(operands[0]) != "matrix", self, "one vector or scalar", operands)
+        expect(len(operands) == 1, self, "one value", operands)
         return operands[0]
 
 
@@ -151,17 +151,41 @@ class Contract(Op):
             for letter, dim in zip(letters, dims, strict=True):
                 expect(sizes.setdefault(letter, dim) == dim, self, f"equal axes '{letter}' in {self.spec}", operands)
         widths = [letter for letter, dim in sizes.items() if isinstance(dim, Width)]
-        expect(len(widths) <= 1 and set(out) <= set(sizes), self, f"at most one width axis in {self.spec}", operands)
+        pairs = any(kind(d) == "matrix" for d in operands)
+        expect(len(widths) <= 1 + pairs and set(out) <= set(sizes), self, f"one width axis in {self.spec}", operands)
         return tuple(sizes[letter] for letter in out)
 
     def contracted_width(self, operands: tuple[Dims, ...]) -> Width | None:
-        """The width axis that is averaged over, if any."""
+        """The width axis that is averaged over, if any; the first of two."""
+        return next(iter(self.contracted_widths(operands)), None)
+
+    def contracted_widths(self, operands: tuple[Dims, ...]) -> tuple[Width, ...]:
+        """The width axes that are averaged over."""
         inputs, out = split_spec(self.spec)
-        for letters, dims in zip(inputs, operands, strict=True):
-            for letter, dim in zip(letters, dims, strict=True):
-                if isinstance(dim, Width) and letter not in out:
-                    return dim
-        return None
+        found = {
+            letter: dim
+            for letters, dims in zip(inputs, operands, strict=True)
+            for letter, dim in zip(letters, dims, strict=True)
+            if isinstance(dim, Width) and letter not in out
+        }
+        return tuple(found.values())
+
+
+@dataclass(frozen=True)
+class Outer(Op):
+    """``sum_k u_k v_k^T`` as a value on pairs of coordinates, of which entrywise functions may be taken.
+
+    u has dims ``(*finite, K, rows)``, v ``(*finite, K, columns)``. Rows and columns are independent copies in the
+    limit, also where they are of the same width (theory, section 1, last row: nonlinear outer products).
+    """
+
+    mnemonic: ClassVar[str] = "outer"
+    linear: ClassVar[bool] = True
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        fits = len(operands) == 2 and all(kind(d) == "vector" and len(d) >= 2 for d in operands)
+        expect(fits and operands[0][:-1] == operands[1][:-1], self, "two vectors of equal finite axes", operands)
+        return (*operands[0][:-2], operands[0][-1], operands[1][-1])
 
 
 @dataclass(frozen=True)
@@ -228,6 +252,7 @@ OPS: dict[str, type[Op]] = {
         Sum,
         Mul,
         Contract,
+        Outer,
         Gaussian,
         Fluctuation,
         Concat,

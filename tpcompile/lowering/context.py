@@ -20,6 +20,7 @@ from tpcompile.lowering.axes import merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
 from tpcompile.lowering.functions import Functions
 from tpcompile.lowering.matrix import Matrices
+from tpcompile.lowering.pairs import Pairs
 from tpcompile.lowering.parts import pieces
 from tpcompile.lowering.value import (
     AnyValue,
@@ -50,13 +51,14 @@ class Context:
     algebra: Algebra
     current: GraphNode
     derivatives: bool = False  # backward operations as derivatives at the input, whatever tensor torch has saved
-    applied: dict[tuple[str, str, Value], tuple[Value, dict[str, Any]]] = field(default_factory=dict)
+    applied: dict[tuple[str, str, AnyValue], tuple[AnyValue, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.matrices = Matrices(self.algebra)
         self.contractions = Contractions(self.algebra, self.matrices)
         self.functions = Functions(self.algebra)
         self.parts = self.contractions.parts
+        self.pairs = Pairs(self.algebra, self.matrices)
 
     # places and shapes ---------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ class Context:
             if not (isinstance(a, MatrixValue) and isinstance(b, MatrixValue)):
                 if a.is_zero or b.is_zero:
                     return b if a.is_zero else a
-                raise self.unsupported("a number or vector added to every row of a matrix of two growing axes")
+                return self.pairs.combine(a, b, lambda x, y: self.algebra.add((1.0, x), (1.0, y)))
             return self.matrices.add((1.0, a), (1.0, b))
         return self.algebra.add((1.0, a), (1.0, b))
 
@@ -164,8 +166,9 @@ class Context:
             return self.matrices.scale(a, c, e) if isinstance(a, MatrixValue) else self.algebra.scale(a, c, e)
         if isinstance(a, MatrixValue) or isinstance(b, MatrixValue):
             m, s = (a, b) if isinstance(a, MatrixValue) else (b, a)
-            if not isinstance(m, MatrixValue) or isinstance(s, MatrixValue):
-                raise self.unsupported("an entrywise product of two matrices of growing axes")
+            assert isinstance(m, MatrixValue)
+            if isinstance(s, MatrixValue) or flat(s.axes):
+                return self.pairs.combine(m, s, self.algebra.mul)
             return self.matrices.scale_by_value(m, s)
         axes = self.algebra.common_axes(a.axes, b.axes)
         if has_width(axes) < 2:
@@ -180,10 +183,12 @@ class Context:
             return Scaled(1.0 / x.coefficient, -x.exponent)
         if isinstance(x, int | float):
             return 1.0 / x
-        return self.apply("reciprocal", self.value(x))
+        return self.apply("reciprocal", x)
 
-    def apply(self, name: str, x: Any, order: int = 0, **params: Any) -> Value:
-        """A nonlinearity."""
+    def apply(self, name: str, x: Any, order: int = 0, **params: Any) -> Any:
+        """A nonlinearity; of a matrix of two growing axes entry by entry."""
+        if isinstance(x, MatrixValue):
+            return self.pairs.map(x, lambda v: self.functions.apply(name, v, order, **params))
         return self.functions.apply(name, self.value(x), order, **params)
 
     # structure -----------------------------------------------------------------------------
@@ -299,7 +304,7 @@ class Context:
         dims = list(range(rank)) if dim is None or len(dim) == 0 else [d % rank for d in dim]
         if isinstance(x, MatrixValue):
             if any(is_width(x.axes[d]) for d in dims):
-                raise self.unsupported("a sum over the growing axes of a matrix")
+                return self._sum_pairs(self.pairs.entries(x), dims, keepdim)
             total = self.matrices.sum_finite(x, dims)
             return self.matrices.view(total, self.result_axes()) if keepdim else total
         labels = string.ascii_letters[:rank]
@@ -308,6 +313,12 @@ class Context:
         if keepdim:
             total = self.with_axes(total, tuple(() if i in dims else a for i, a in enumerate(x.axes)))
         return total
+
+    def _sum_pairs(self, x: Value, dims: Sequence[int], keepdim: bool) -> AnyValue:
+        labels = string.ascii_letters[: len(x.axes)]
+        out = "".join(label for i, label in enumerate(labels) if i not in dims)
+        total = self.contractions.sum(x, labels, out)
+        return self.with_axes(total, tuple(() if i in dims else a for i, a in enumerate(x.axes))) if keepdim else total
 
     def divide_by_length(self, x: AnyValue, axis: Axis) -> AnyValue:
         """Divide by the length of an axis, powers of n included."""

@@ -6,6 +6,7 @@ labels of torch axes. This is the one place where powers of n enter from sums ov
 
 from __future__ import annotations
 
+import math
 import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from tpcompile.lowering.value import (
     Value,
     extent,
     flat,
+    has_width,
     is_width,
     largest,
     plus,
@@ -119,34 +121,39 @@ class Contractions:
             if isinstance(dim, Width)
         }
         summed = [dim for letter, dim in widths.items() if letter not in target]
-        if len(widths) > 1:
+        if len(widths) > 1 and all(has_width(value.axes) < 2 for value, _ in operands):
             raise self._unsupported("a product of two vectors of different width axes inside a sum")
         items: list[Item] = []
         remainder: Fraction | None = None
-        ratio = summed[0].ratio if summed else None
+        ratios = tuple(dim.ratio for dim in summed)
         for choice in _choices([value.terms for value, _ in operands]):
             exponent = sum((e for e, _ in choice), Fraction(0))
-            parts, noise = self.moment(spec, [node for _, node in choice], ratio)
+            parts, noise = self.moment(spec, [node for _, node in choice], ratios)
             items += [(exponent + e, c, node) for e, c, node in parts]
             remainder = largest(remainder, plus(exponent, noise))
         for i, (value, _) in enumerate(operands):
             others = [v.lead for j, (v, _) in enumerate(operands) if j != i]
-            remainder = largest(remainder, plus(value.remainder, *others, Fraction(1 if summed else 0)))
+            remainder = largest(remainder, plus(value.remainder, *others, Fraction(len(summed))))
         return self.a.collect(out_axes, items, remainder)
 
-    def moment(self, spec: str, nodes: Sequence[Node], ratio: Fraction | None) -> tuple[list[Item], Fraction | None]:
+    def moment(
+        self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]
+    ) -> tuple[list[Item], Fraction | None]:
         """An Einstein sum of nodes as terms ``(exponent, number, node)``, and the exponent of what is left out.
 
-        ``ratio`` is that of the summed width axis, None if no width is summed. A sum over the width
+        ``ratios`` are those of the summed width axes. A sum over the width
         is n times a moment; where the moment vanishes by parity it is
         n^(1/2) times a Gaussian scalar. Both are followed by their fluctuation, n^(-1/2) smaller.
         """
-        if ratio is None:
+        if not ratios:
             number, node = self.nodes.contract(spec, nodes)
             return [(Fraction(0), number, node)], None
         if self.a.width is not None:
             number, node = self.nodes.contract(spec, nodes)
-            return [(Fraction(0), number * float(ratio) * self.a.width, node)], None
+            return [(Fraction(0), number * math.prod(float(r) * self.a.width for r in ratios), node)], None
+        if any(x.kind == "matrix" for x in nodes):
+            return self._pair_moment(spec, nodes, ratios)
+        (ratio,) = ratios
         zero = self.a.parity.vanishes(*nodes) or blocks.vanishes(spec, nodes)
         number, node = self.nodes.contract(spec, nodes, gaussian=zero)
         exponent = HALF if zero else Fraction(1)
@@ -155,6 +162,15 @@ class Contractions:
             return [(exponent, number, node)], exponent - HALF
         noise = self.nodes.builder.node(Fluctuation(), node)
         return [(exponent, number, node), (exponent - HALF, number, noise)], exponent - 1
+
+    def _pair_moment(
+        self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]
+    ) -> tuple[list[Item], Fraction | None]:
+        """Sums of values on pairs, over one axis or both: the mean over each is taken with the other held fixed."""
+        vanishing = self.a.parity.vanishing_axes(spec, nodes)
+        exponent = len(ratios) - HALF * vanishing
+        number, node = self.nodes.contract(spec, nodes, gaussian=vanishing > 0)
+        return [(exponent, number * math.prod(map(float, ratios)), node)], exponent - HALF
 
     # outer products ------------------------------------------------------------------------
 
@@ -212,7 +228,7 @@ class Contractions:
         if into not in x_word or into in target or free not in target or free in x_word:
             raise self._unsupported("a product with a matrix of two growing axes that is not matrix times vector")
         finite = "".join(letter for letter in m_word if letter not in (row, column))
-        words = _Words(finite, into, free, x_word, dims)
+        words = _Words(m_word, finite, into, free, x_word, dims)
         product = self._apply(m, into == row, x, words)
         result = "".join(letter for letter in words.result if letter in target)
         if result != words.result:
@@ -235,6 +251,13 @@ class Contractions:
                 parts, noise = self._apply_outer(outer, transpose, node, words)
                 items += [(exponent + outer.exponent + e, c, y) for e, c, y in parts]
                 remainder = largest(remainder, plus(exponent, outer.exponent, noise))
+            for e, pairs in m.entries:
+                width = words.dims[words.into]
+                assert isinstance(width, Width)
+                spec = f"{words.m},{words.x}->{words.result}"
+                parts, noise = self.moment(spec, [pairs, node], (width.ratio,))
+                items += [(exponent + e + shift, c, y) for shift, c, y in parts]
+                remainder = largest(remainder, plus(exponent, e, noise))
         return self.a.collect(out_axes, items, remainder)
 
     def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: _Words) -> Weighted:
@@ -261,7 +284,7 @@ class Contractions:
         finite, into, free = words.finite, words.into, words.free
         y = words.fresh
         rest = words.rest.replace(into, "")
-        parts, noise = self.moment(f"{finite}{y}{into},{words.x}->{finite}{y}{rest}", [v, node], _ratio(v))
+        parts, noise = self.moment(f"{finite}{y}{into},{words.x}->{finite}{y}{rest}", [v, node], (_ratio(v),))
         items: list[Item] = []
         for exponent, c, s in parts:
             weighed = self._weigh(s, coefficients, axis=len(finite))
@@ -304,8 +327,8 @@ class Contractions:
             for b in y.outers:
                 na, ca, ua, va = self.matrices.chain(a)
                 nb, cb, ub, vb = self.matrices.chain(b)
-                rows, n1 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [ua, ub], _ratio(ua))
-                columns, n2 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [va, vb], _ratio(va))
+                rows, n1 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [ua, ub], (_ratio(ua),))
+                columns, n2 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [va, vb], (_ratio(va),))
                 exponent = a.exponent + b.exponent
                 remainder = largest(remainder, plus(exponent, n1, Fraction(1)), plus(exponent, Fraction(1), n2))
                 for e1, c1, r in rows:
@@ -326,6 +349,7 @@ def _ratio(node: Node) -> Fraction:
 class _Words:
     """The axes of a product ``M x``, a letter each: the finite ones of M, its two growing ones, those of x."""
 
+    m: str
     finite: str
     into: str  # contracted
     free: str  # of the result

@@ -7,6 +7,7 @@ a constant number of instructions a step.
 
 from __future__ import annotations
 
+import string
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tpcompile.lowering.value import (
     InitTerm,
     MatrixValue,
     OuterTerm,
+    Term,
     Value,
     extent,
     flat,
@@ -44,6 +46,7 @@ class Matrices:
         inits: Iterable[InitTerm],
         outers: Iterable[tuple[Fraction, Sequence[Block]]],
         remainder: Fraction | None,
+        entries: Sequence[Term] = (),
     ) -> MatrixValue:
         """A matrix value in normal form: equal parts merged, cancelled ones dropped, the tail cut."""
         sums: dict[InitTerm, float] = defaultdict(float)
@@ -59,7 +62,10 @@ class Matrices:
             OuterTerm(e, tuple(Block(c, u, v) for (u, v), c in groups[e].items() if abs(c) > 1e-14))
             for e in sorted(groups, reverse=True)
         ]
-        whole = MatrixValue(axes, tuple(kept), tuple(t for t in merged if t.blocks), remainder)
+        pairs = self.a.collect(axes, [(e, 1.0, x) for e, x in entries], remainder) if entries else None
+        if pairs is not None:
+            entries, remainder = pairs.terms, pairs.remainder
+        whole = MatrixValue(axes, tuple(kept), tuple(t for t in merged if t.blocks), remainder, tuple(entries))
         return self._cut(whole)
 
     def _cut(self, m: MatrixValue) -> MatrixValue:
@@ -70,10 +76,12 @@ class Matrices:
         assert floor is not None
         drop = [t.exponent - 1 for t in m.inits if t.exponent <= floor and t.exponent != top]
         drop += [t.exponent for t in m.outers if t.exponent + 1 <= floor and t.exponent + 1 != top]
+        drop += [e for e, _ in m.entries if e + 1 <= floor and e + 1 != top]
         return replace(
             m,
             inits=tuple(t for t in m.inits if t.exponent > floor or t.exponent == top),
             outers=tuple(t for t in m.outers if t.exponent + 1 > floor or t.exponent + 1 == top),
+            entries=tuple(t for t in m.entries if t[0] + 1 > floor or t[0] + 1 == top),
             remainder=largest(m.remainder, *drop),
         )
 
@@ -87,7 +95,8 @@ class Matrices:
             for c, m in summands
             for t in m.outers
         ]
-        return self.make(axes, inits, outers, largest(*(m.remainder for c, m in summands if c)))
+        entries = [(e, self._times(c, x)) for c, m in summands if c for e, x in m.entries]
+        return self.make(axes, inits, outers, largest(*(m.remainder for c, m in summands if c)), entries)
 
     def scale(self, m: MatrixValue, coefficient: float, exponent: Fraction = Fraction(0)) -> MatrixValue:
         """``coefficient * n**exponent * M``."""
@@ -99,7 +108,13 @@ class Matrices:
             (t.exponent + exponent, [replace(b, coefficient=coefficient * b.coefficient) for b in t.blocks])
             for t in m.outers
         ]
-        return self.make(m.axes, inits, outers, plus(m.remainder, exponent))
+        entries = [(e + exponent, self._times(coefficient, x)) for e, x in m.entries]
+        return self.make(m.axes, inits, outers, plus(m.remainder, exponent), entries)
+
+    def _times(self, coefficient: float, node: Node) -> Node:
+        scaled = self.nodes.scale(coefficient, node)
+        assert scaled is not None
+        return scaled
 
     def scale_by_value(self, m: MatrixValue, s: Value) -> MatrixValue:
         """A matrix times a scalar without axes; only constants reach an initial matrix."""
@@ -124,7 +139,8 @@ class Matrices:
                     c, base = self.nodes.split(u)
                     blocks.append(Block(b.coefficient * c, base, b.v))
                 outers.append((t.exponent + exponent, blocks))
-            parts.append(self.make(m.axes, [], outers, plus(m.remainder, exponent)))
+            entries = [(e + exponent, y) for e, x in m.entries if (y := self.nodes.mul([x, node], x.dims)) is not None]
+            parts.append(self.make(m.axes, [], outers, plus(m.remainder, exponent), entries))
         total = self.add(*((1.0, p) for p in parts)) if parts else MatrixValue(m.axes)
         return replace(total, remainder=largest(total.remainder, plus(s.remainder, m.action, Fraction(-1))))
 
@@ -156,6 +172,7 @@ class Matrices:
                 for t in m.inits
             ),
             outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers),
+            entries=tuple((e, self.nodes.permute(x, atoms)) for e, x in m.entries),
         )
 
     def view(self, m: MatrixValue, axes: Axes) -> MatrixValue:
@@ -172,7 +189,10 @@ class Matrices:
             u, v = (self.nodes.view(x, (*whole.finite, *x.dims[-2:])) for x in (b.u, b.v))
             return Block(b.coefficient, u, v)
 
-        return replace(whole, outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers))
+        entries = tuple((e, self.nodes.view(x, flat(axes))) for e, x in m.entries)
+        return replace(
+            whole, outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers), entries=entries
+        )
 
     def regroup(self, m: MatrixValue, axes: Axes) -> MatrixValue:
         """The matrix under torch axes of the same lengths and other atoms."""
@@ -184,6 +204,10 @@ class Matrices:
 
     def _refactored(self, m: MatrixValue, axes: Axes) -> MatrixValue:
         """Growing axes split into finite atoms and widths, or merged from them."""
+        if m.entries:
+            raise UnsupportedOperationError(
+                "a view that splits a growing axis of an entrywise function of outer products", where=self.a.place
+            )
         if m.inits:
             raise UnsupportedOperationError(
                 "a view that splits a growing axis of an initial matrix",
@@ -313,7 +337,12 @@ class Matrices:
             return self.nodes.view(node, (*whole.finite, rank, node.dims[-1]))
 
         outers = [(t.exponent, [Block(b.coefficient, move(b.u), move(b.v)) for b in t.blocks]) for t in m.outers]
-        return self.make(whole.axes, m.inits, outers, m.remainder)
+        entries = []
+        for e, x in m.entries:
+            words = [string.ascii_letters[: len(x.dims)], string.ascii_letters[: len(flat(whole.axes))]]
+            number, node = self.nodes.contract("->".join(words), [x])
+            entries.append((e, self._times(number, node)))
+        return self.make(whole.axes, m.inits, outers, m.remainder, entries)
 
     def chain(self, outer: OuterTerm) -> tuple[float, Node | None, Node, Node]:
         """``(number, coefficients along the rank axis or None if all equal, U, V)`` of all blocks joined."""

@@ -148,7 +148,9 @@ class Parts:
         axes = (*m.axes[:dim], axis, *m.axes[dim + 1 :])
         inits = tuple(replace(t, **{side: part}) for t in m.inits)
         outers = [(t.exponent, [moved(b) for b in t.blocks]) for t in m.outers]
-        return self.matrices.make(axes, inits, outers, m.remainder)
+        place = len(flat(m.axes[:dim]))
+        entries = [(e, f(x, place, m.axes[dim])) for e, x in m.entries]
+        return self.matrices.make(axes, inits, outers, m.remainder, entries)
 
 
 def pieces(axes: list[Axis]) -> tuple[list[Fraction], Fraction, Fraction]:

@@ -45,7 +45,7 @@ def _unwrap(x: Any) -> Any:
 
 
 def _apply_forward(ctx: Context, call: nonlin.ForwardCall) -> Value:
-    name, x = call.nonlinearity.name, ctx.value(call.x)
+    name, x = call.nonlinearity.name, ctx.any(call.x)
     out = ctx.apply(name, x, **call.parameters)
     if ctx.derivatives:
         ctx.applied[name, "output", out] = ctx.applied[name, "input", x] = x, call.parameters

@@ -108,6 +108,8 @@ class MatrixValue:
     The first axis that grows holds the rows, the second the columns; ``finite`` atoms, wherever they stand, count
     an independent matrix each.
 
+    ``entries`` is a series of values on pairs of coordinates, of dims ``flat(axes)``: entrywise functions of outer
+    products, which adaptive optimizers make.
     ``remainder`` is the size of the entries of what was dropped, in the worst case an outer product.
     """
 
@@ -115,6 +117,7 @@ class MatrixValue:
     inits: tuple[InitTerm, ...] = ()
     outers: tuple[OuterTerm, ...] = ()
     remainder: Fraction | None = None
+    entries: tuple[Term, ...] = ()
 
     @property
     def finite(self) -> tuple[int, ...]:
@@ -130,12 +133,13 @@ class MatrixValue:
     @property
     def is_zero(self) -> bool:
         """True if the value is exactly zero."""
-        return not self.inits and not self.outers and self.remainder is None
+        return not self.inits and not self.outers and not self.entries and self.remainder is None
 
     @property
     def action(self) -> Fraction | None:
-        """Exponent of the largest effect on a Θ(1) vector: initial parts Θ(n^e), outer products Θ(n^(e+1))."""
+        """Exponent of the largest effect on a Θ(1) vector: initial parts Θ(n^e), all else Θ(n^(e+1))."""
         sizes = [t.exponent for t in self.inits] + [t.exponent + 1 for t in self.outers]
+        sizes += [e + 1 for e, _ in self.entries]
         if self.remainder is not None:
             sizes.append(self.remainder + 1)
         return max(sizes, default=None)
