@@ -53,7 +53,7 @@ def within_errors(found: Tensor, error: Tensor, wanted: Tensor, dof: int, level:
 )
 def test_deep_linear_networks_have_no_sampling_error(depth, options):
     compiled = tp.compile(mlp("linear", depth, lr=0.05, **options), X, Y, F.mse_loss, steps=5)
-    a, b = (compiled.evaluate(particles=1024, replicas=2, seed=s) for s in (0, 1))
+    a, b = (compiled.evaluate(particles=1024, replicas=2, seed=s, evaluator="particles") for s in (0, 1))
     assert a.loss is not None
     assert float(a.loss[0] - a.loss[-1]) > 0.2
     assert close(a.outputs, b.outputs, 1e-10)
@@ -64,7 +64,9 @@ def test_deep_linear_networks_have_no_sampling_error(depth, options):
 @pytest.mark.parametrize("depth", [1, 3])
 def test_linear_kernel_regime_has_no_sampling_error(depth):
     compiled = tp.compile(mlp("linear", depth, "ntk", lr=0.05), X, Y, F.mse_loss, steps=5)
-    a, b = (compiled.evaluate(particles=1024, replicas=2, seed=s, output_init="zero") for s in (0, 1))
+    a, b = (
+        compiled.evaluate(particles=1024, replicas=2, seed=s, evaluator="particles", output_init="zero") for s in (0, 1)
+    )
     assert close(a.outputs, b.outputs, 1e-10)
     tangent = (depth + 1) * 0.05 * X @ X.T
     assert close(a.ntk()[0], tangent, 1e-10)

@@ -164,8 +164,7 @@ class CheckReport:
             "comparisons": self.comparisons,
             "evaluator": self.evaluator,
             "quantities": [
-                _quantity_dict(quantity) | {"slope_passed": self.slope_passed(quantity)}
-                for quantity in self.quantities
+                _quantity_dict(quantity) | {"slope_passed": self.slope_passed(quantity)} for quantity in self.quantities
             ],
         }
 

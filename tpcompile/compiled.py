@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from tpcompile.capture import capture
 from tpcompile.capture.graph import Capture
 from tpcompile.errors import UsageError
+from tpcompile.evaluate.choice import EVALUATORS
 from tpcompile.evaluate.limit import Estimate, Settings, Tick, estimate
 from tpcompile.evaluate.memory import parse_bytes
 from tpcompile.ir import Program
@@ -70,14 +71,16 @@ class Compiled:
     ) -> LimitResult:
         """The limit of everything that was asked for.
 
-        ``particles`` (a power of two is best) stand for the coordinates of each width axis, ``replicas`` are
+        ``evaluator`` "auto" takes the exact one where it applies (linear networks) and the particles else; the result
+        says which and why. "exact" and "particles" force one. All arguments but ``output_init`` and ``dot`` concern the
+        particles: ``particles`` (a power of two is best) stand for the coordinates of each width axis, ``replicas`` are
         independent scramblings that give the standard errors, ``ensemble`` is the number of draws of the random
         output at initialisation (default: twice its rank, at most 256; exact mean and covariance at that number),
         ``output_init="zero"`` conditions on a zero output instead. ``extrapolate`` removes the bias of order
         1/particles, at about twice the noise. ``dot=False`` drops the response terms of the Master Theorem, which is
         wrong, and shows what they contribute. ``memory`` bounds the memory of the evaluation (bytes, or "4GB";
         default: what the machine has): it fails at once rather than later.
-        Raises UsageError for bad arguments, EvaluationError where a value is not finite or particles are too few.
+        Raises UsageError for bad arguments or an evaluator that does not apply, EvaluationError where a value is not finite or particles are too few.
         """
         settings = _settings(
             evaluator, particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, memory
@@ -184,9 +187,8 @@ def _settings(
     dot: bool,
     memory: int | float | str | None,
 ) -> Settings:
-    if evaluator not in ("auto", "particles"):
-        known = "'exact' and 'gaussian' are not there yet" if evaluator in ("exact", "gaussian") else "unknown"
-        raise UsageError(f"evaluator {evaluator!r}: {known}", advice="use 'auto' or 'particles'")
+    if evaluator not in EVALUATORS:
+        raise UsageError(f"unknown evaluator {evaluator!r}", advice=f"use one of {', '.join(map(repr, EVALUATORS))}")
     for name, value, least in (("particles", particles, 16), ("replicas", replicas, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{name} must be an integer of at least {least}, found {value!r}")
@@ -197,7 +199,7 @@ def _settings(
     if dtype not in (torch.float64, torch.float32):
         raise UsageError(f"dtype must be torch.float64 or torch.float32, found {dtype}")
     bound = None if memory is None else parse_bytes(memory)
-    return Settings(particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, bound)
+    return Settings(particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, bound, evaluator)
 
 
 def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
@@ -221,10 +223,10 @@ def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
         targets=targets,
         output_shape=c.capture.output_shape,
         ntk_source=lambda: c.tangent(settings),
-        evaluator="particles",
-        why="the particle evaluator applies to every program; it is the only one of this version",
-        particles=settings.particles,
-        replicas=settings.replicas,
+        evaluator=found.evaluator,
+        why=found.why,
+        particles=settings.particles if found.evaluator == "particles" else 0,
+        replicas=settings.replicas if found.evaluator == "particles" else 0,
         seed=settings.seed,
         outputs_cov=_stack(covariance, "outputs", steps) if first is not None else None,
         test_outputs_cov=_stack(covariance, "test_outputs", steps) if first is not None and has_test else None,

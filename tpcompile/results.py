@@ -161,10 +161,7 @@ class Result:
         tangent = self._tangent_kernel()
         if by_parameter:
             errors = tangent.shares_stderr or {}
-            return {
-                name: _squeeze(errors.get(name, torch.zeros_like(share)))
-                for name, share in tangent.shares.items()
-            }
+            return {name: _squeeze(errors.get(name, torch.zeros_like(share))) for name, share in tangent.shares.items()}
         if tangent.stderr is not None:
             return _squeeze(tangent.stderr)
         return torch.zeros_like(self.ntk())

@@ -54,9 +54,7 @@ def read_result(path: str | Path) -> LimitResult | SimulationResult:
         for name in _TUPLES & values.keys():
             values[name] = tuple(values[name])
         if "ntk_shares" in content:
-            values["ntk_shares"] = TangentKernel(
-                *(_unpack(part, arrays) for part in content["ntk_shares"]["tangent"])
-            )
+            values["ntk_shares"] = TangentKernel(*(_unpack(part, arrays) for part in content["ntk_shares"]["tangent"]))
         return cls(**values)  # type: ignore[return-value]
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}") from error

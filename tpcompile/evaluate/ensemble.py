@@ -18,8 +18,8 @@ from tpcompile.analysis.parity import Parity
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, finite_size
 from tpcompile.evaluate.frames import quantile
-from tpcompile.evaluate.particles import Progress, Run, limits
-from tpcompile.ir import Gaussian, Init, MatMul, Node, split_spec
+from tpcompile.evaluate.plan import Evaluation, Progress, limits
+from tpcompile.ir import Gaussian, Init, MatMul, Node
 from tpcompile.laws import Normal, mean_and_std
 
 DEFAULT_MOST = 256  # members, unless the user asks for more
@@ -28,17 +28,24 @@ _LEAST_WITH_OTHERS = 128  # where some random scalars are drawn independently
 
 @dataclass
 class _Joint:
-    """Gaussian scalars seen so far and their summands on the particles.
+    """Gaussian scalars seen so far and their summands.
 
     Sums over axes that are blocks of one another are all sums over the unit of their group: there the summands of
     the blocks of one unit coordinate are added up, so that whatever the blocks have in common counts.
     """
 
+    run: Evaluation
     nodes: list[Node]
-    summands: list[Tensor]  # (entries, M) each, over units and divided by sqrt(blocks)
+    summands: list[Tensor]  # a row for each entry
     domains: list[Domain]
 
-    def covariance(self, particles: int, parity: Parity) -> Tensor:
+    def append(self, g: Node) -> None:
+        """Add a scalar whose operands are known."""
+        self.nodes.append(g)
+        self.summands.append(self.run.summand(g))
+        self.domains.append(self.run.plan.domains.of[next(x for x in g.operands if x.kind == "vector")])
+
+    def covariance(self, parity: Parity) -> Tensor:
         """Joint covariance ``E[psi psi']`` of all entries."""
         rows = []
         for a, x, d in zip(self.nodes, self.summands, self.domains, strict=True):
@@ -57,15 +64,24 @@ class _Joint:
                         where=f"{a.op.mnemonic} {a.dims} and {b.op.mnemonic} {b.dims}",
                         advice="condition on a zero output with output_init='zero' if they enter the output only",
                     )
-                row.append(x @ y.T / particles if together else x.new_zeros((x.shape[0], y.shape[0])))
+                apart = x.new_zeros((x.shape[0], y.shape[0]))
+                row.append(self.run.covariance(x, y, d) if together else apart)
             rows.append(torch.cat(row, 1))
         return torch.cat(rows)
 
 
 def members(
-    run: Run, parity: Parity, ensemble: int | None, zero: frozenset[Node], progress: Progress
+    run: Evaluation,
+    parity: Parity,
+    ensemble: int | None,
+    zero: frozenset[Node],
+    progress: Progress,
+    most: float = DEFAULT_MOST,
 ) -> Iterator[dict[str, Tensor]]:
-    """The limits of all outputs, for every member of the ensemble (one if there is nothing random)."""
+    """The limits of all outputs, for every member of the ensemble (one if there is nothing random).
+
+    ``most`` bounds their number where ``ensemble`` does not say it.
+    """
     plan = run.plan
     order = list(enumerate(plan.program.nodes))
     needed_later = {x for _, node in order if node in plan.random for x in node.operands if x not in plan.random}
@@ -77,31 +93,31 @@ def members(
     fixed = [(i, node) for i, node in order if node not in plan.random]
     run.execute(fixed, lambda node, i: node in needed_later, progress)
     early = [g for g in plan.scalars if isinstance(g.op, Gaussian) and not any(x in plan.random for x in g.operands)]
-    joint = _Joint([], [], [])
+    joint = _Joint(run, [], [], [])
     for g in early:
-        _append(joint, run, g)
+        joint.append(g)
     live = [g not in zero for g in early]
-    root = _root(joint, run, parity, live) if early else torch.zeros((0, 0), dtype=run.dtype)
+    root = _root(joint, parity, live) if early else torch.zeros((0, 0), dtype=run.dtype)
     normal = [g for g in plan.scalars if isinstance(g.op, Init) and isinstance(g.op.law, Normal) and g not in zero]
     root, centre = _with_parameters(root, normal)
     early = early + normal
     generator = torch.Generator().manual_seed(run.seed * 31 + 17)
     rank = root.shape[1]
     others = [g for g in plan.scalars if g not in early and g not in zero]
-    draws = _design(rank, ensemble, bool(others), generator, run.dtype)
-    marks = _mark(run)
+    draws = _design(rank, ensemble, bool(others), generator, run.dtype, most)
+    marks = run.mark()
     base = dict(run.values)
     flexible = [(i, node) for i, node in order if node in plan.random]
     for index, xi in enumerate(draws):
         run.values = dict(base)
-        _rewind(run, marks)
+        run.rewind(marks)
         _place(run, early, centre + root @ xi)
         sign = 1.0 if index % 2 == 0 else -1.0
         if index % 2 == 0:
             state = generator.get_state()
         else:
             generator.set_state(state)
-        member = _Joint(list(joint.nodes), list(joint.summands), list(joint.domains))
+        member = _Joint(run, list(joint.nodes), list(joint.summands), list(joint.domains))
         for i, node in flexible:
             if node in run.values:
                 continue
@@ -148,26 +164,9 @@ def _with_parameters(root: Tensor, parameters: list[Node]) -> tuple[Tensor, Tens
     return root, torch.cat(centre)
 
 
-def _append(joint: _Joint, run: Run, g: Node) -> None:
-    assert isinstance(g.op, Gaussian)
-    inputs, out = split_spec(g.op.spec)
-    width = next(
-        letter
-        for letters, x in zip(inputs, g.operands, strict=True)
-        for letter, dim in zip(letters, x.dims, strict=True)
-        if not isinstance(dim, int)
-    )
-    psi = torch.einsum(",".join(inputs) + "->" + out + width, *(run.values[x] for x in g.operands))
-    domain = run.plan.domains.of[next(x for x in g.operands if x.kind == "vector")]
-    joint.nodes.append(g)
-    psi = psi.reshape(-1, domain.outer, run.particles, domain.inner)
-    joint.summands.append(psi.sum((1, 3)) / domain.blocks**0.5)
-    joint.domains.append(domain)
-
-
-def _root(joint: _Joint, run: Run, parity: Parity, live: list[bool]) -> Tensor:
+def _root(joint: _Joint, parity: Parity, live: list[bool]) -> Tensor:
     """A matrix R with R R^T the covariance, rows of conditioned-to-zero scalars taken out, columns the rank."""
-    covariance = joint.covariance(run.particles, parity)
+    covariance = joint.covariance(parity)
     mask = torch.cat([torch.full((s.shape[0],), flag) for s, flag in zip(joint.summands, live, strict=True)])
     free, held = torch.nonzero(mask)[:, 0], torch.nonzero(~mask)[:, 0]
     c = covariance[free][:, free]
@@ -189,14 +188,14 @@ def _inverse(c: Tensor) -> Tensor:
 
 
 def _design(
-    rank: int, ensemble: int | None, others: bool, generator: torch.Generator, dtype: torch.dtype
+    rank: int, ensemble: int | None, others: bool, generator: torch.Generator, dtype: torch.dtype, most: float
 ) -> list[Tensor]:
     """Members as ``rank`` standard normals each: antithetic pairs, exact in mean, and in covariance where 2 r fit."""
     if rank == 0:
         count = 1 if not others else (ensemble or DEFAULT_MOST)
         return [torch.zeros(0, dtype=dtype) for _ in range(count)]
-    default = min(max(2 * rank, _LEAST_WITH_OTHERS if others else 0), DEFAULT_MOST)
-    pairs = max(1, (ensemble if ensemble is not None else default) // 2)
+    default = min(max(2 * rank, _LEAST_WITH_OTHERS if others else 0), most)
+    pairs = max(1, int(ensemble if ensemble is not None else default) // 2)
     out: list[Tensor] = []
     while len(out) < 2 * pairs:
         q, r = torch.linalg.qr(torch.randn((rank, rank), generator=generator, dtype=torch.float64))
@@ -207,7 +206,7 @@ def _design(
     return out
 
 
-def _place(run: Run, nodes: list[Node], values: Tensor) -> None:
+def _place(run: Evaluation, nodes: list[Node], values: Tensor) -> None:
     offset = 0
     for g in nodes:
         shape = tuple(d for d in g.dims if isinstance(d, int))
@@ -217,7 +216,13 @@ def _place(run: Run, nodes: list[Node], values: Tensor) -> None:
 
 
 def _scalar(
-    run: Run, node: Node, joint: _Joint, parity: Parity, zero: frozenset[Node], generator: torch.Generator, sign: float
+    run: Evaluation,
+    node: Node,
+    joint: _Joint,
+    parity: Parity,
+    zero: frozenset[Node],
+    generator: torch.Generator,
+    sign: float,
 ) -> Tensor:
     """A random scalar whose law depends on the member: a finite parameter, or a Gaussian given the earlier ones."""
     shape = tuple(d for d in node.dims if isinstance(d, int))
@@ -228,8 +233,8 @@ def _scalar(
         return quantile(node.op.law, u if sign > 0 else 1 - u).to(run.dtype)
     known = sum(s.shape[0] for s in joint.summands)
     old = [run.values[g].reshape(-1) for g in joint.nodes]
-    _append(joint, run, node)
-    c = joint.covariance(run.particles, parity)
+    joint.append(node)
+    c = joint.covariance(parity)
     size = c.shape[0] - known
     mean = c.new_zeros(size)
     conditional = c[known:, known:]
@@ -240,23 +245,3 @@ def _scalar(
     values, vectors = torch.linalg.eigh(conditional)
     noise = torch.randn(size, generator=generator, dtype=torch.float64).to(run.dtype)
     return (mean + sign * (vectors * values.clamp_min(0).sqrt()) @ noise).reshape(shape)
-
-
-def _mark(run: Run) -> tuple[list[tuple[int, Tensor | None]], list[int]]:
-    """How many rows and Sobol dimensions are in use: where every member starts from."""
-    sources = [(span.source.used, span.ready) for span in run.spans]
-    rows = [r.count for m in run.matrices.values() for r in _rows(m)]
-    return sources, rows
-
-
-def _rewind(run: Run, marks: tuple[list[tuple[int, Tensor | None]], list[int]]) -> None:
-    for span, (used, ready) in zip(run.spans, marks[0], strict=True):
-        span.source.used, span.ready = used, ready
-    stacks = [r for m in run.matrices.values() for r in _rows(m)]
-    for stack, count in zip(stacks, marks[1], strict=True):
-        stack.count = count
-    run.buffers = {}
-
-
-def _rows(m) -> tuple:
-    return m.out.basis, m.out.fresh, m.into.basis, m.into.fresh

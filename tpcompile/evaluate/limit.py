@@ -1,7 +1,8 @@
-"""Evaluate a program: replicas, extrapolation in the number of particles, ensemble averages, standard errors."""
+"""Evaluate a program: choice of the evaluator, replicas, extrapolation in the number of particles, ensemble averages, standard errors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,17 +10,23 @@ import torch
 from torch import Tensor
 
 from tpcompile.analysis.parity import Parity
-from tpcompile.evaluate.ensemble import members, zeroed
+from tpcompile.evaluate.choice import choose
+from tpcompile.evaluate.ensemble import DEFAULT_MOST, members, zeroed
+from tpcompile.evaluate.exact.linear import LinearRun
 from tpcompile.evaluate.memory import check_memory
-from tpcompile.evaluate.particles import Plan, Run
-from tpcompile.ir import Program
+from tpcompile.evaluate.particles import Run
+from tpcompile.evaluate.plan import Evaluation, Plan, Progress
+from tpcompile.ir import Node, Program
 
 Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the particle evaluator runs. ``dot`` False drops the response terms: wrong on purpose, to show their part."""
+    """How a program is evaluated; all but the evaluator's name, ``output_init`` and ``dot`` concern the particles.
+
+    ``dot`` False drops the response terms: wrong on purpose, to show their part.
+    """
 
     particles: int = 16384
     replicas: int = 4
@@ -30,26 +37,64 @@ class Settings:
     extrapolate: bool = False
     dot: bool = True
     memory: float | None = None  # bytes; None is what the machine has
+    evaluator: str = "auto"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over replicas of every output, its standard error, and the covariance over the ensemble where asked."""
+    """Every output (its mean over the ensemble), its standard error, and its covariance over the ensemble where asked.
+
+    ``evaluator`` is what it was evaluated by, ``why`` the reason for that choice.
+    """
 
     mean: Mapping[str, Tensor]
     stderr: Mapping[str, Tensor]
     covariance: Mapping[str, Tensor]
+    evaluator: str
+    why: str
 
 
 def estimate(
     program: Program, settings: Settings, covariances: tuple[str, ...] = (), tick: Tick | None = None
 ) -> Estimate:
+    """Evaluate all outputs of a program by the most exact evaluator that applies, or the one that is asked for.
+
+    ``covariances`` names outputs whose covariance over the ensemble of random scalars is wanted. Raises UsageError if
+    the evaluator asked for does not apply.
+    """
+    zero = zero_scalars(program, settings)
+    choice = choose(program, settings.evaluator, covariances, zero, sampled=settings.ensemble is not None)
+    if choice.degrees is None:
+        return _particles(program, settings, covariances, tick, zero, choice.why)
+    plan = Plan.of(program)
+    total = len(program.nodes)
+    progress = (lambda i: None) if tick is None else (lambda i: tick(i, total))
+    run = LinearRun(plan, choice.degrees, settings.dot)
+    mean, second = _ensemble(run, Parity(), settings, covariances, zero, progress, most=math.inf)
+    return Estimate(mean, {name: torch.zeros_like(x) for name, x in mean.items()}, second, "exact", choice.why)
+
+
+def zero_scalars(program: Program, settings: Settings) -> frozenset[Node]:
+    """The random scalars that are conditioned on being zero."""
+    if settings.output_init != "zero":
+        return frozenset()
+    names = [name for name in ("outputs/0", "test_outputs/0") if name in program.outputs]
+    return zeroed([node for name in names if (node := program.outputs[name].limit) is not None])
+
+
+def _particles(
+    program: Program,
+    settings: Settings,
+    covariances: tuple[str, ...],
+    tick: Tick | None,
+    zero: frozenset[Node],
+    why: str,
+) -> Estimate:
     """Evaluate all outputs of a program on particles.
 
     Each replica is an independent scrambling. With ``extrapolate`` a replica of M particles is ``2 f(M) - (f(M/2)
     + f'(M/2)) / 2`` over the two halves of its points: the bias of order 1/M cancels, and the sampling noise
-    grows by 1.6 to 2, so that it pays only where many replicas have made the bias visible. ``covariances``
-    names outputs whose covariance over the ensemble of random scalars is wanted.
+    grows by 1.6 to 2, so that it pays only where many replicas have made the bias visible.
     """
     plan = Plan.of(program)
     check_memory(plan, settings.particles, settings.dtype, settings.memory)
@@ -78,7 +123,7 @@ def estimate(
                 parts=count,
                 dot=settings.dot,
             )
-            m, s = _ensemble(run, parity, settings, covariances, progress)
+            m, s = _ensemble(run, parity, settings, covariances, zero, progress)
             for name, value in m.items():
                 mean[name] = mean.get(name, 0.0) + weight * value.double()
             for name, value in s.items():
@@ -91,18 +136,21 @@ def estimate(
         {name: x.mean(0) for name, x in stacked.items()},
         {name: _stderr(x) for name, x in stacked.items()},
         {name: torch.stack([s[name] for s in seconds]).mean(0) for name in seconds[0]},
+        "particles",
+        why,
     )
 
 
 def _ensemble(
-    run: Run, parity: Parity, settings: Settings, covariances: tuple[str, ...], progress: Callable[[int], None]
+    run: Evaluation,
+    parity: Parity,
+    settings: Settings,
+    covariances: tuple[str, ...],
+    zero: frozenset[Node],
+    progress: Progress,
+    most: float = DEFAULT_MOST,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    zero = frozenset()
-    if settings.output_init == "zero":
-        outputs = run.plan.program.outputs
-        start = [outputs[name].limit for name in ("outputs/0", "test_outputs/0") if name in outputs]
-        zero = zeroed([node for node in start if node is not None])
-    draws = list(members(run, parity, settings.ensemble, zero, progress))
+    draws = list(members(run, parity, settings.ensemble, zero, progress, most))
     mean = {name: torch.stack([d[name] for d in draws]).mean(0) for name in draws[0]}
     second = {}
     for name in covariances:

@@ -11,7 +11,7 @@ import torch
 from tpcompile.errors import EvaluationError, UsageError
 from tpcompile.evaluate.domains import finite_size
 from tpcompile.evaluate.frames import AHEAD, SOBOL_DIMENSIONS
-from tpcompile.evaluate.particles import Plan
+from tpcompile.evaluate.plan import Plan
 from tpcompile.ir import Concat, Expand, Node, Permute, Slice, SplitWidth, View
 
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

@@ -2,101 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
-from tpcompile.evaluate.domains import Domain, Domains, find_domains, finite_size
+from tpcompile.evaluate.domains import Domain, finite_size
 from tpcompile.evaluate.frames import Frame, Layout, LazyMatrix, Rows, Side, Source, Span
-from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Program, Width
+from tpcompile.evaluate.plan import Evaluation, Plan
+from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Width, split_spec
 from tpcompile.laws import Normal
 
-Progress = Callable[[int], None]
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What is known of a program before a particle is drawn."""
-
-    program: Program
-    domains: Domains
-    last_use: dict[Node, int]
-    random: frozenset[Node]  # values that depend on a random scalar
-    scalars: tuple[Node, ...]  # the random scalars
-    histories: dict[Node, tuple[Node, int]]  # chains of concatenations: their first node and final length
-    done: tuple[tuple[Node, ...], ...]  # by position: operands used there for the last time
-
-    @staticmethod
-    def of(program: Program) -> Plan:
-        """Analyse a program for evaluation, once: the plan stays with the program."""
-        known = vars(program).get("_plan")
-        if known is None:
-            known = Plan._make(program)
-            object.__setattr__(program, "_plan", known)  # no field: takes no part in equality
-        return known
-
-    @staticmethod
-    def _make(program: Program) -> Plan:
-        last: dict[Node, int] = {}
-        random: set[Node] = set()
-        scalars: list[Node] = []
-        for i, node in enumerate(program.nodes):
-            for x in node.operands:
-                last[x] = i
-            if isinstance(node.op, Gaussian) or (isinstance(node.op, Init) and node.kind == "scalar"):
-                scalars.append(node)
-                random.add(node)
-            elif any(x in random for x in node.operands):
-                random.add(node)
-        for output in program.outputs.values():
-            for _, node in output.terms:
-                last[node] = len(program.nodes)
-        done = tuple(
-            tuple(x for x in dict.fromkeys(node.operands) if last[x] == i) for i, node in enumerate(program.nodes)
-        )
-        domains = find_domains(program)
-        return Plan(program, domains, last, frozenset(random), tuple(scalars), _histories(program), done)
-
-
-def _histories(program: Program) -> dict[Node, tuple[Node, int]]:
-    """Chains of concatenations along the first axis share one buffer of their final length."""
-    chain: dict[Node, Node] = {}
-    tail: dict[Node, Node] = {}
-    final: dict[Node, int] = {}
-    for node in program.nodes:
-        if isinstance(node.op, Concat) and node.op.axis == 0 and len(node.operands) == 2:
-            before = node.operands[0]
-            first = chain.get(before)
-            if first is None or tail[first] is not before:
-                first = node  # a new history, or a branch of one: its own buffer
-            size = node.dims[0]
-            assert isinstance(size, int)
-            chain[node], tail[first], final[first] = first, node, size
-    return {node: (first, final[first]) for node, first in chain.items()}
-
-
-@dataclass
-class Run:
+class Run(Evaluation):
     """One evaluation on one set of particles.
 
     ``particles`` is the number of each domain that is no block of another and has none; in a group of domains the
     unit axis has as many.
     """
 
-    plan: Plan
-    particles: int
-    dtype: torch.dtype
-    seed: int
-    part: int = 0
-    parts: int = 1
-    dot: bool = True
-    values: dict[Node, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        particles: int,
+        dtype: torch.dtype,
+        seed: int,
+        part: int = 0,
+        parts: int = 1,
+        dot: bool = True,
+    ) -> None:
+        super().__init__(plan, dtype, seed)
+        self.particles = particles
+        self.part = part
+        self.parts = parts
+        self.dot = dot
         self.spans: list[Span] = []
         self.frames = {d: f for group in self.plan.domains.groups() for d, f in self._frames(group).items()}
         # one for each index of a matrix's finite axes
@@ -138,18 +77,6 @@ class Run:
         return LazyMatrix(node.op.law.std, out_side, in_side, float(ratios[0]), float(ratios[1]), self.dot)
 
     # walking -------------------------------------------------------------------------------
-
-    def execute(self, nodes: Iterable[tuple[int, Node]], keep: Callable[[Node, int], bool], progress: Progress) -> None:
-        """Evaluate nodes in order; a value is dropped after its last use unless ``keep`` says otherwise."""
-        for i, node in nodes:
-            if node.kind == "matrix":
-                continue
-            if node not in self.values:
-                self.values[node] = self.value(node)
-            for x in self.plan.done[i]:
-                if not keep(x, i):
-                    self.values.pop(x, None)
-            progress(i)
 
     def value(self, node: Node) -> Tensor:
         """The value of one node from those of its operands."""
@@ -206,18 +133,37 @@ class Run:
         buffer[before.shape[0] : end] = new
         return buffer[:end]
 
+    # ensembles -----------------------------------------------------------------------------
 
-def limits(plan: Plan, values: Mapping[Node, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The limit of every output: the node of exponent 0, or zeros."""
-    out: dict[str, Tensor] = {}
-    for name, output in plan.program.outputs.items():
-        node = output.limit
-        shape = tuple(d for d in output.shape if isinstance(d, int))
-        value = torch.zeros((), dtype=dtype).expand(shape) if node is None else values[node]
-        if not bool(torch.isfinite(value).all()):
-            raise EvaluationError(
-                f"'{name}' is not finite in the limit",
-                advice="the training diverges or divides by zero there; lower the learning rate or the number of steps",
-            )
-        out[name] = value.reshape(shape).clone()
-    return out
+    def summand(self, node: Node) -> Tensor:
+        """Summands over units, divided by sqrt(blocks): what the blocks of one unit have in common counts."""
+        assert isinstance(node.op, Gaussian)
+        inputs, out = split_spec(node.op.spec)
+        width = next(
+            letter
+            for letters, x in zip(inputs, node.operands, strict=True)
+            for letter, dim in zip(letters, x.dims, strict=True)
+            if not isinstance(dim, int)
+        )
+        psi = torch.einsum(",".join(inputs) + "->" + out + width, *(self.values[x] for x in node.operands))
+        domain = self.plan.domains.of[next(x for x in node.operands if x.kind == "vector")]
+        return psi.reshape(-1, domain.outer, self.particles, domain.inner).sum((1, 3)) / domain.blocks**0.5
+
+    def covariance(self, first: Tensor, second: Tensor, domain: Domain) -> Tensor:
+        return first @ second.T / self.particles
+
+    def mark(self) -> tuple[list[tuple[int, Tensor | None]], list[int]]:
+        """How many rows and Sobol dimensions are in use."""
+        sources = [(span.source.used, span.ready) for span in self.spans]
+        return sources, [stack.count for stack in self._stacks()]
+
+    def rewind(self, marks: tuple[list[tuple[int, Tensor | None]], list[int]]) -> None:
+        for span, (used, ready) in zip(self.spans, marks[0], strict=True):
+            span.source.used, span.ready = used, ready
+        for stack, count in zip(self._stacks(), marks[1], strict=True):
+            stack.count = count
+        self.buffers = {}
+
+    def _stacks(self) -> list[Rows]:
+        matrices = self.matrices.values()
+        return [rows for m in matrices for side in (m.out, m.into) for rows in (side.basis, side.fresh)]

@@ -17,9 +17,7 @@ _LIMIT_COLOUR, _GRID = "#1a1a1a", "#e6e6e6"
 _CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b6b6b")  # Okabe & Ito
 
 
-def plot_training(
-    result: Result, simulations: Sequence[SimulationResult] = (), path: str | Path | None = None
-) -> Any:
+def plot_training(result: Result, simulations: Sequence[SimulationResult] = (), path: str | Path | None = None) -> Any:
     """Loss and output curves of ``result`` with finite-width runs, and its feature kernels at start and end.
 
     At most 8 output curves (evenly from lowest to highest at the end) and 4 activations (evenly chosen) are

@@ -1,0 +1,55 @@
+"""Which evaluator a program gets: the most exact one that applies, with the reason in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tpcompile.errors import UsageError
+from tpcompile.evaluate.exact.degrees import Degrees, degrees
+from tpcompile.ir import Node, Program
+
+EVALUATORS = ("auto", "exact", "particles")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The evaluator and why; ``degrees`` are what the exact one needs, None for the particles."""
+
+    evaluator: str
+    why: str
+    degrees: Degrees | None = None
+
+
+def choose(
+    program: Program,
+    asked: str,
+    covariances: tuple[str, ...] = (),
+    zero: frozenset[Node] = frozenset(),
+    sampled: bool = False,
+) -> Choice:
+    """The evaluator of a program. ``sampled`` says that an ensemble of so many draws is wanted.
+
+    Raises UsageError if the exact evaluator is asked for and does not apply.
+    """
+    if asked == "particles":
+        return Choice("particles", "asked for")
+    found = degrees(program, zero)
+    against = _against(program, found, covariances, sampled)
+    if against is None:
+        return Choice("exact", "every vector is linear in its Gaussian generators: no sampling", found)
+    if asked == "exact":
+        raise UsageError(f"evaluator 'exact' does not apply: {against}", advice="use 'auto' or 'particles'")
+    return Choice("particles", f"exact evaluation does not apply: {against}")
+
+
+def _against(program: Program, found: Degrees, covariances: tuple[str, ...], sampled: bool) -> str | None:
+    if found.linear is not None:
+        return f"{found.linear} is not linear"
+    limits = {name: out.limit for name, out in program.outputs.items()}
+    random = {name: found.scalars[node] for name, node in limits.items() if node is not None}
+    if sampled and any(random.values()):
+        return "an ensemble of draws of the random outputs is asked for"
+    for name, degree in random.items():
+        if degree > (1 if name in covariances else 2):
+            return f"'{name}' is not linear in the random outputs at initialisation"
+    return None
