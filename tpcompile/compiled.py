@@ -80,7 +80,8 @@ class Compiled:
         1/particles, at about twice the noise. ``dot=False`` drops the response terms of the Master Theorem, which is
         wrong, and shows what they contribute. ``memory`` bounds the memory of the evaluation (bytes, or "4GB";
         default: what the machine has): it fails at once rather than later.
-        Raises UsageError for bad arguments or an evaluator that does not apply, EvaluationError where a value is not finite or particles are too few.
+        Raises UsageError for bad arguments or an evaluator that does not apply, EvaluationError where a value is not
+        finite or particles are too few.
         """
         settings = _settings(
             evaluator, particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, memory

@@ -1,4 +1,4 @@
-"""Evaluate a program: choice of the evaluator, replicas, extrapolation in the number of particles, ensemble averages, standard errors."""
+"""Evaluate a program: choice of the evaluator, replicas, extrapolation, ensemble averages, standard errors."""
 
 from __future__ import annotations
 
