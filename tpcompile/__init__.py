@@ -6,6 +6,7 @@ from tpcompile.compiled import Compiled, compile
 from tpcompile.errors import TpcompileError
 from tpcompile.kernels import Kernel, Kernels, kernel
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
+from tpcompile.parametrization import Report, Rules, mup, verify
 from tpcompile.results import LimitResult, Result, SimulationResult, load_result
 
 __version__ = "0.1.0"
@@ -19,7 +20,9 @@ __all__ = [
     "LimitResult",
     "Normal",
     "Orthogonal",
+    "Report",
     "Result",
+    "Rules",
     "SimulationResult",
     "TpcompileError",
     "TruncatedNormal",
@@ -29,5 +32,7 @@ __all__ = [
     "ir",
     "kernel",
     "load_result",
+    "mup",
     "tap",
+    "verify",
 ]

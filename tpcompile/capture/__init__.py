@@ -38,17 +38,19 @@ def capture(
     tangent: bool = False,
     variation: bool = False,
     growing: bool = False,
+    exponents: bool = False,
 ) -> Capture:
     """Trace ``steps`` training steps of the factory's model at a few widths and compare them.
 
     ``inputs`` and ``targets`` are tensors (full batch) or lists of one minibatch a step. The result's
     graph has every size and number as a power of the width, and every parameter its law.
     ``tangent=True`` adds the per-sample Jacobians, ``variation=True`` the derivative along random directions of the
-    parameters, ``growing=True`` allows an output that grows with the width. Raises a
+    parameters, ``growing=True`` allows an output that grows with the width, ``exponents=True`` adds parameters,
+    gradients and finite activations to the outputs. Raises a
     :class:`~tpcompile.errors.TpcompileError` that names the place for everything that cannot be captured.
     """
     arguments = check_arguments(
-        make, inputs, targets, loss, optimizer, steps, test_inputs, init, widths, tangent, variation
+        make, inputs, targets, loss, optimizer, steps, test_inputs, init, widths, tangent, variation, exponents
     )
     with preserved_state():
         probes = [build(arguments, width) for width in arguments.widths]
@@ -57,7 +59,7 @@ def capture(
         aligned = align(traces)
         recordings = {p.width: p.recording for p in probes}
         folded = fold_constants(aligned, recordings)
-        kept, activations = _select_activations(folded.aligned, traces[0], growing)
+        kept, activations = _select_activations(folded.aligned, traces[0], growing or exponents, exponents)
         final = prune(simplify(kept))
         rates = _learning_rates(probes)
         final, data, laws = _leaf_values(final, probes, arguments.init, rates)
@@ -78,14 +80,19 @@ def capture(
         )
 
 
-def _select_activations(aligned: Aligned, trace: ProbeTrace, growing: bool) -> tuple[Aligned, tuple[str, ...]]:
-    """Keep the activations that the user tapped, and module outputs with a batch and a width axis."""
+def _select_activations(
+    aligned: Aligned, trace: ProbeTrace, growing: bool, finite: bool
+) -> tuple[Aligned, tuple[str, ...]]:
+    """Keep the activations that the user tapped, and module outputs with a batch and a width axis, or ``finite`` ones.
+    """
     if not growing:
         _check_outputs_finite(aligned)
 
     def wanted(key: str) -> bool:
         kind, rest = key.split("/", 1)
-        if kind not in ("activation", "test_activation"):
+        if kind == "gradient" and rest.startswith("activation/"):
+            rest = rest.removeprefix("activation/")
+        elif kind not in ("activation", "test_activation"):
             return True
         if rest.rsplit("/", 1)[0] in trace.taps:
             return True
@@ -101,7 +108,7 @@ def _select_activations(aligned: Aligned, trace: ProbeTrace, growing: bool) -> t
             continue
         shape = aligned.nodes[ref.name].shape or ()
         grown = bool(shape) and shape[0] == batch[0] and sum(s.power for s in shape) == 1
-        if grown or name in trace.taps:
+        if grown or finite or name in trace.taps:
             names.append(name)
     outputs = {key: ref for key, ref in aligned.outputs.items() if wanted(key)}
     return Aligned(aligned.nodes, outputs, aligned.rows), tuple(names)

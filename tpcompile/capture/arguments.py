@@ -30,6 +30,7 @@ class Arguments:
     widths: tuple[int, ...]
     tangent: bool
     variation: bool
+    exponents: bool = False
 
     def data(self) -> dict[str, torch.Tensor]:
         """All data tensors by the names of their placeholders."""
@@ -55,6 +56,7 @@ def check_arguments(
     widths: Any,
     tangent: bool,
     variation: bool,
+    exponents: bool = False,
 ) -> Arguments:
     """The arguments of :func:`tpcompile.capture.capture` in normal form, or a :class:`UsageError`."""
     if not callable(make):
@@ -110,6 +112,7 @@ def check_arguments(
         widths=_check_widths(widths),
         tangent=bool(tangent),
         variation=bool(variation),
+        exponents=bool(exponents),
     )
 
 

@@ -23,7 +23,7 @@ class Collector:
     taps: set[str] = field(default_factory=set)
     _seen: set[tuple[int, int]] = field(default_factory=set)
     _counts: dict[str, int] = field(default_factory=dict)
-    _alive: list[Tensor] = field(default_factory=list)
+    alive: dict[str, Tensor] = field(default_factory=dict)
 
     def module_output(self, name: str, value: Any) -> None:
         """Keep a module's output (the first of several), unless it is a tensor already kept or no tensor."""
@@ -45,7 +45,7 @@ class Collector:
         count = self._counts.get(name, 0)
         self._counts[name] = count + 1
         unique = name if count == 0 else f"{name}:{count}"
-        self._alive.append(value)  # keeps id() unique
+        self.alive[unique] = value  # keeps id() unique
         self.values[unique] = snapshot(value)
         return unique
 

@@ -82,6 +82,7 @@ class _Run:
         self.outputs: dict[str, Tensor] = {}
         self.taps: set[str] = set()
         self.output_shape: tuple[int, ...] = ()
+        self.alive: dict[str, Tensor] = {}  # activations of this step's forward pass, for their gradients
         named = dict(module.named_parameters())
         self.dtype = next((p.dtype for p in named.values() if p.is_floating_point()), torch.get_default_dtype())
         self.learnable = {n for n, p in named.items() if p.requires_grad}
@@ -132,6 +133,8 @@ class _Run:
         for t in range(steps + 1):
             self.position.step = t
             parameters = self._leaves()
+            if self.arguments.exponents:
+                self.outputs.update((f"parameter/{n}/{t}", self.parameters[n]) for n in self.trained)
             buffers = self._copied_buffers()
             loss, after = self._evaluate(t, parameters, buffers)
             if self.arguments.test_inputs is not None:
@@ -164,6 +167,7 @@ class _Run:
         for name, value in collector.values.items():
             self.outputs[f"activation/{name}/{t}"] = value
         self.taps |= collector.taps
+        self.alive = collector.alive if self.arguments.exponents else {}
         if self.arguments.loss is None:
             return None, after
         loss = self._loss(out, self.data["targets"])
@@ -210,11 +214,16 @@ class _Run:
         self.position.phase = "backward"
         self.position.modules.clear()
         names = self.trained
+        watched = {f"activation/{n}": x for n, x in self.alive.items() if x.requires_grad}
         if not loss.requires_grad:
             grads: tuple[Tensor | None, ...] = (None,) * len(names)
         else:
             try:
-                grads = torch.autograd.grad(loss, [parameters[n] for n in names], allow_unused=True)
+                sources = [*(parameters[n] for n in names), *watched.values()]
+                found = torch.autograd.grad(loss, sources, allow_unused=True)
+                grads = found[: len(names)]
+                seen = zip([*names, *watched], found, strict=True) if self.arguments.exponents else ()
+                self.outputs.update((f"gradient/{n}/{t}", snapshot(g)) for n, g in seen if g is not None)
             except Exception as error:
                 reraise(error, self.position, "the gradient of the loss fails")
         if all(g is None for g in grads):

@@ -51,12 +51,13 @@ class Context:
     algebra: Algebra
     current: GraphNode
     derivatives: bool = False  # backward operations as derivatives at the input, whatever tensor torch has saved
+    beyond: bool = False  # functions of values that grow by their behaviour at infinity
     applied: dict[tuple[str, str, AnyValue], tuple[AnyValue, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.matrices = Matrices(self.algebra)
         self.contractions = Contractions(self.algebra, self.matrices)
-        self.functions = Functions(self.algebra)
+        self.functions = Functions(self.algebra, self.beyond)
         self.parts = self.contractions.parts
         self.pairs = Pairs(self.algebra, self.matrices)
 

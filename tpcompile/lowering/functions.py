@@ -19,6 +19,7 @@ from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import UnstableError, UnsupportedOperationError
 from tpcompile.ir import Const, Expand, Gather, Map, Mul, Node, Op, Permute, Scatter, Slice, Sum, View
 from tpcompile.lowering.algebra import Algebra
+from tpcompile.lowering.infinity import at_infinity
 from tpcompile.lowering.value import HALF, Axes, Value, flat
 
 Key = tuple[tuple[str, Any], ...]
@@ -32,8 +33,9 @@ _SIDE = 1e-9  # how far from a kink its two sides are looked at
 class Functions:
     """Nonlinearities on values."""
 
-    def __init__(self, algebra: Algebra) -> None:
+    def __init__(self, algebra: Algebra, beyond: bool = False) -> None:
         self.a = algebra
+        self.beyond = beyond  # values that grow are followed to the function's behaviour at infinity
 
     def apply(self, name: str, value: Value, order: int = 0, **params: Any) -> Value:
         """The derivative of that order of a nonlinearity, of a series."""
@@ -50,6 +52,8 @@ class Functions:
         if lead != 0 and degree is not None:
             shift = Fraction(degree).limit_denominator(64) * lead
             return a.scale(self._expand(name, order, key, a.scale(value, 1.0, -lead)), 1.0, shift)
+        if lead > 0 and self.beyond:
+            return at_infinity(self, name, order, params, value)
         if lead > 0:
             raise UnstableError(
                 f"{name} of a value of size n^{lead}: the limit does not exist",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,6 +15,7 @@ from tpcompile.ir import Init
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, mean_and_std
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.context import Context, axis_of
+from tpcompile.lowering.functions import UNKNOWN
 from tpcompile.lowering.pointwise import pointwise
 from tpcompile.lowering.registry import rules
 from tpcompile.lowering.value import (
@@ -36,19 +37,40 @@ class Lowered:
 
     values: Mapping[str, AnyValue]
     context: Context
+    nodes: Mapping[str, Any] = field(default_factory=dict)  # of every node of the graph
+    undecided: Mapping[str, TpcompileError] = field(default_factory=dict)  # why nothing is known of a node
 
 
-def lower(capture: Capture, depth: Fraction, width: int | None = None, kernel: bool = False) -> Lowered:
+Adjustment = Callable[[Context, str, Any, Mapping[str, Any]], Any]  # node's name, its value, all values so far
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The results of an operation of several, of which nothing is known."""
+
+    node: GraphNode
+
+
+def lower(
+    capture: Capture,
+    depth: Fraction,
+    width: int | None = None,
+    kernel: bool = False,
+    tolerant: bool = False,
+    adjust: Adjustment | None = None,
+) -> Lowered:
     """Lower a captured graph, keeping series to ``depth`` below their leading exponents.
 
     With ``width`` a number the program is that of this width: every power of n is a number, nothing is
     expanded or dropped, and running it on the model's weights must reproduce the graph to rounding.
     For a ``kernel`` the output may grow with the width, and derivatives of nonlinearities are taken at their inputs,
-    where their dual activations are known.
+    where their dual activations are known. ``tolerant`` goes on behind operations that have no rule or no limit:
+    nothing is known of their values, and ``undecided`` says why. ``adjust`` may put another value in a node's place.
     Raises UnsupportedOperationError for operations without a rule, UnstableError where a value blows up.
     """
     algebra = Algebra(depth, width)
-    context = Context(algebra, capture.nodes[0], derivatives=kernel)
+    context = Context(algebra, capture.nodes[0], derivatives=kernel, beyond=tolerant)
+    undecided: dict[str, TpcompileError] = {}
     values: dict[str, Any] = {}
     watched: dict[str, list[str]] = defaultdict(list)
     for name, ref in capture.outputs.items():
@@ -59,17 +81,26 @@ def lower(capture: Capture, depth: Fraction, width: int | None = None, kernel: b
         algebra.place = context.place if node.kind == "call" else f"'{node.target}'"
         algebra.builder.origin = str(node.origin)
         try:
-            values[node.name] = _node(context, capture, node, values)
-        except UnstableError as error:
-            raise _first_growth(seen, error, node) from error
-        except TpcompileError:
-            raise
+            value = interpret(context, capture, node, values)
+            values[node.name] = value if adjust is None else adjust(context, node.name, value, values)
+        except TpcompileError as error:
+            if tolerant and node.kind == "call":
+                undecided[node.name] = error
+                values[node.name] = unknown(node)
+            elif isinstance(error, UnstableError):
+                raise _first_growth(seen, error, node) from error
+            else:
+                raise
         except (AssertionError, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise UnsupportedOperationError(
+            wrapped = UnsupportedOperationError(
                 f"the rule of {node.target} does not cover this call ({type(error).__name__}: {error})",
                 where=algebra.place,
                 advice="please report it with the line of the model",
-            ) from error
+            )
+            if not tolerant or node.kind != "call":
+                raise wrapped from error
+            undecided[node.name] = wrapped
+            values[node.name] = unknown(node)
         value = values[node.name]
         if isinstance(value, Value):
             seen.update((name, value) for name in watched.get(node.name, ()))
@@ -78,9 +109,17 @@ def lower(capture: Capture, depth: Fraction, width: int | None = None, kernel: b
         value = values[ref.name]
         outputs[name] = value
         finite = name.startswith(("outputs/", "test_outputs/", "loss/")) and isinstance(value, Value)
-        if finite and not kernel and value.terms and value.terms[0][0] > 0:
+        if finite and not (kernel or tolerant) and value.terms and value.terms[0][0] > 0:
             raise _first_growth(seen, _growth(name, value.terms[0][0]), None)
-    return Lowered(outputs, context)
+    return Lowered(outputs, context, values, undecided)
+
+
+def unknown(node: GraphNode) -> Any:
+    """A value of which nothing is known but its axes."""
+    if node.shape is None:
+        return Unknown(node)
+    axes = tuple(axis_of(s) for s in node.shape)
+    return MatrixValue(axes, (), (), UNKNOWN) if has_width(axes) == 2 else Value(axes, (), UNKNOWN)
 
 
 def _growth(name: str, exponent: Fraction) -> UnstableError:
@@ -123,7 +162,7 @@ def _first_growth(seen: Mapping[str, Value], error: UnstableError, node: GraphNo
     return error
 
 
-def _node(context: Context, capture: Capture, node: GraphNode, values: Mapping[str, Any]) -> Any:
+def interpret(context: Context, capture: Capture, node: GraphNode, values: Mapping[str, Any]) -> Any:
     axes: Axes = tuple(axis_of(s) for s in node.shape) if node.shape is not None and node.kind != "call" else ()
     if node.kind == "direction":
         return parameter(context, f"direction/{node.target}", capture.laws[node.name], axes)
@@ -141,6 +180,8 @@ def _node(context: Context, capture: Capture, node: GraphNode, values: Mapping[s
     kwargs = {k: _resolve(v, values) for k, v in node.kwargs}
     if node.target is operator.getitem:
         source, index = args
+        if isinstance(source, Unknown):
+            return unknown(node)
         if isinstance(source, Pending):
             return context.finite(source.target, source.args, source.kwargs, index, node.shape)
         return source[index]

@@ -1,0 +1,207 @@
+"""``tp.mup``: the maximal update parametrization of a model and its optimizer, solved from the traced program."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpcompile.capture import Capture
+from tpcompile.errors import UndeterminedLimitError, UsageError
+from tpcompile.laws import Law
+from tpcompile.lowering.value import HALF
+from tpcompile.parametrization.measure import Shift, Sizes, measure
+from tpcompile.parametrization.report import Report, first_exponent, largest_exponent
+from tpcompile.parametrization.verify import captured, init_exponent, make_report, parameter_names
+
+_MOST_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one parameter scales with the width in the maximal update parametrization.
+
+    ``init_exponent`` is of the standard deviation of its entries (None: it starts at exactly zero and stays so),
+    ``lr_exponent`` of its learning rate (None: not trained), ``multiplier_exponent`` of a factor in front of it.
+    ``gradient_exponent`` is that of its gradient's entries: an epsilon beside the root of their squares scales alike.
+    """
+
+    name: str
+    init_exponent: Fraction | None
+    lr_exponent: Fraction | None
+    multiplier_exponent: Fraction
+    gradient_exponent: Fraction | None
+    own: Shift  # what was changed against the user's own setup
+
+
+@dataclass(frozen=True)
+class Rules(Mapping[str, Rule]):
+    """Rules by parameter, and the report of the setup that follows them."""
+
+    rules: Mapping[str, Rule]
+    report: Report
+    sizes: Mapping[str, tuple[tuple[Fraction, int], ...]]  # of every parameter's axes: coefficient, power of the width
+
+    def __getitem__(self, name: str) -> Rule:
+        if name not in self.rules:
+            raise UsageError(f"there is no parameter '{name}'", where="rules", advice=f"there are {', '.join(self.rules)}")
+        return self.rules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def width(self, model: nn.Module) -> float:
+        """The width of a model that the factory has made, from the shapes of its parameters."""
+        for name, p in model.named_parameters():
+            for length, (coefficient, power) in zip(p.shape, self.sizes.get(name, ()), strict=False):
+                if power == 1:
+                    return length / float(coefficient)
+        raise UsageError("no parameter of this model grows with the width", where="model")
+
+    def param_groups(
+        self, model: nn.Module, lr: float, base_width: float, eps: float | None = None, weight_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Groups for ``torch.optim``: ``lr`` is the learning rate at ``base_width``, scaled for this model's width.
+
+        ``eps`` is scaled as the gradients are, ``weight_decay`` so that its product with the learning rate stays.
+        """
+        ratio = self._ratio(model, base_width)
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for name, p in model.named_parameters():
+            rule = self[name]
+            if rule.lr_exponent is None or not p.requires_grad:
+                continue
+            group: dict[str, Any] = {"lr": lr * ratio ** float(rule.lr_exponent)}
+            if eps is not None:
+                group["eps"] = eps * ratio ** float(rule.gradient_exponent or 0)
+            if weight_decay is not None:
+                group["weight_decay"] = weight_decay * ratio ** float(-rule.lr_exponent)
+            groups.setdefault(tuple(group.values()), {"params": [], **group})["params"].append(p)
+        return list(groups.values())
+
+    def apply_init_(self, model: nn.Module, base_width: float) -> nn.Module:
+        """Rescale the model's initial values in place; a model of the base width stays as it is."""
+        ratio = self._ratio(model, base_width)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.mul_(ratio ** float(self[name].own.init))
+        return model
+
+    def _ratio(self, model: nn.Module, base_width: float) -> float:
+        if not base_width > 0:
+            raise UsageError(f"the base width must be positive, got {base_width!r}", where="base_width")
+        return self.width(model) / base_width
+
+    def to_dict(self) -> dict[str, dict[str, str | None]]:
+        """Exponents as strings, by parameter."""
+        return {
+            name: {
+                "init": None if r.init_exponent is None else str(r.init_exponent),
+                "lr": None if r.lr_exponent is None else str(r.lr_exponent),
+                "multiplier": str(r.multiplier_exponent),
+                "gradient": None if r.gradient_exponent is None else str(r.gradient_exponent),
+            }
+            for name, r in self.rules.items()
+        }
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the rules."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    def __str__(self) -> str:
+        from tpcompile.report.exponents import rules_text
+
+        return rules_text(self)
+
+
+def mup(
+    make: Callable[[int], Any],
+    inputs: Tensor | Sequence[Tensor],
+    targets: Tensor | Sequence[Tensor] | None = None,
+    loss: Callable[..., Tensor] | None = None,
+    optimizer: Callable[..., Any] | None = None,
+    steps: int = 2,
+    *,
+    init: Mapping[str, Law] | None = None,
+    widths: Sequence[int] | None = None,
+) -> Rules:
+    """The maximal update parametrization of a model and optimizer: exponents of initial values and learning rates.
+
+    Solves, over exact fractions, for the exponents at which every parameter's update changes the output of the
+    operation that uses it by Θ(1), and initial values are as large as stability allows: no multipliers are needed
+    unless one parameter stands in two operations that ask for different scales. The sizes are piecewise linear in the
+    exponents; each round solves the linear pieces at hand and traces them again (Definition 5.1 and Theorem 5.6 of
+    Tensor Programs IV, 2011.14522; Tensor Programs V, 2203.03466). Arguments as of :func:`tpcompile.verify`.
+    Raises UndeterminedLimitError if no stable point is reached.
+    """
+    setup = captured(make, inputs, targets, loss, optimizer, steps, init=init, widths=widths)
+    return solve(setup)
+
+
+def solve(setup: Capture) -> Rules:
+    """The rules of a captured setup."""
+    names = parameter_names(setup)
+    shifts = {name: Shift() for name in names if f"parameter/{name}/1" in setup.outputs}
+    for _ in range(_MOST_ROUNDS):
+        sizes = measure(setup, shifts, deepest=2 * HALF)
+        moved = {name: _moved(setup, sizes, name, shift) for name, shift in shifts.items()}
+        if moved == shifts:
+            return _rules(setup, shifts)
+        shifts = moved
+    open_names = [name for name in shifts if shifts[name] != _moved(setup, sizes, name, shifts[name])]
+    raise UndeterminedLimitError(
+        f"no maximal update parametrization found in {_MOST_ROUNDS} rounds",
+        where=", ".join(open_names[:3]),
+        advice="print tp.verify(...) to see which value is undecided or grows whatever the parameters' scales",
+    )
+
+
+def _moved(setup: Capture, sizes: Sizes, name: str, shift: Shift) -> Shift:
+    """The shift that makes a parameter's own sizes Θ(1), as far as the present linear pieces reach."""
+    init, rate = shift.init, shift.rate
+    start = sizes["start", name, 0]
+    if init_exponent(setup, name) != -math.inf and start.exponent != -math.inf:
+        through = largest_exponent((start, *(sizes["propagated", name, t] for t in range(1, setup.steps + 1))))
+        if through is None:  # a later step is undecided, by a blow-up perhaps that this very change mends
+            through = start.exponent
+        if through not in (None, -math.inf):
+            init -= Fraction(through)
+    effect = first_exponent(tuple(sizes["effect", name, t] for t in range(1, setup.steps + 1)))
+    if effect is None:
+        bound = sizes["effect", name, 1].bound
+        effect = bound if math.isfinite(bound) and bound > 0 else None
+    if effect not in (None, -math.inf):
+        rate -= Fraction(effect)
+    return Shift(init, rate)
+
+
+def _rules(setup: Capture, shifts: Mapping[str, Shift]) -> Rules:
+    report = make_report(setup, measure(setup, shifts), shifts)
+    rules = {}
+    for name, p in report.parameters.items():
+        start = p.init_exponent
+        gradient = p.gradient_exponent if p.gradient else None
+        rules[name] = Rule(
+            name=name,
+            init_exponent=start if isinstance(start, Fraction) else None,
+            lr_exponent=p.lr_exponent,
+            multiplier_exponent=Fraction(0),
+            gradient_exponent=gradient if isinstance(gradient, Fraction) else None,
+            own=shifts.get(name, Shift()),
+        )
+    shapes = {
+        str(node.target): tuple((s.coefficient, s.power) for s in node.shape or ())
+        for node in setup.nodes
+        if node.kind == "parameter"
+    }
+    return Rules(rules, report, shapes)

@@ -1,0 +1,79 @@
+"""The classes of parametrizations, from sizes (theory, section 9; Tensor Programs IV, 2011.14522, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tpcompile.parametrization.measure import Sizes
+from tpcompile.parametrization.report import ParameterReport
+from tpcompile.parametrization.sizes import Size
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A class, and the first value that blows up, vanishes or cannot be decided."""
+
+    name: str
+    stable: bool
+    problem: str | None
+
+
+def verdict(sizes: Sizes, activations: tuple[str, ...], steps: int, parameters: Mapping[str, ParameterReport]) -> Verdict:
+    """The class of a parametrization.
+
+    Stable: activations of growing width Θ(1) at initialisation (or exactly zero), finite ones O(1), every change O(1).
+    Trivial: the outputs' change vanishes. Feature learning: an activation of growing width changes by Θ(1); maximal
+    update: every trained parameter's does its share. Kernel regime: the outputs change and no feature does.
+    """
+    problem, open_question = _first_problem(sizes, activations, steps)
+    if problem is not None:
+        return Verdict("unstable", False, problem)
+    if open_question is not None:
+        return Verdict("undecided", False, open_question)
+    outputs = [sizes["change", "outputs", t] for t in range(1, steps + 1)]
+    if all(s.bound < 0 for s in outputs):
+        return Verdict("trivial", True, None)
+    if not any(s.exponent == 0 for s in outputs):
+        return Verdict("undecided", True, f"whether the outputs change: {_reason(outputs)}")
+    hidden = [a for a in activations if a not in sizes.finite]
+    moved = [sizes["change", a, t] for a in hidden for t in range(1, steps + 1)]
+    if any(s.exponent == 0 for s in moved):
+        trained = [p for p in parameters.values() if p.lr_exponent is not None]
+        full = all(p.maximal and _starts_maximal(p) for p in trained)
+        return Verdict("maximal update" if full else "feature learning", True, None)
+    if all(s.bound < 0 for s in moved):
+        return Verdict("kernel regime", True, None)
+    return Verdict("undecided", True, f"whether features change: {_reason(moved)}")
+
+
+def _starts_maximal(p: ParameterReport) -> bool:
+    """True unless a readout is smaller at initialisation than it could be; exactly zero is allowed."""
+    if not p.readout or p.init_exponent == -math.inf:
+        return True
+    return any(s.exponent == 0 for s in (p.start, *p.propagated))
+
+
+def _reason(sizes: list[Size]) -> str:
+    open_sizes = [s for s in sizes if not s.exact]
+    return f"{open_sizes[0]} ({open_sizes[0].reason})" if open_sizes else "unknown"
+
+
+def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tuple[str | None, str | None]:
+    """The first value that blows up or vanishes, and the first that is not decided before it."""
+    undecided: str | None = None
+    for step in range(steps + 1):
+        for name in (*activations, "outputs"):
+            quantity = "change" if step else "value"
+            size = sizes[quantity, name, step]
+            what = f"the {'change of ' if step else ''}{'outputs' if name == 'outputs' else repr(name)}"
+            when = f"at step {step}" if step else "at initialisation"
+            if size.exponent is None and not size.at_most(0):
+                undecided = undecided or f"{what} {when} is not decided: {size} ({size.reason})"
+            elif size.exponent is not None and size.exponent > 0:
+                return (f"{what} {when} grows like n^{size.exponent}", None) if not undecided else (None, undecided)
+            grown = name not in sizes.finite and name != "outputs"
+            if not step and grown and size.exponent is not None and -math.inf < size.exponent < 0:
+                return f"{what} {when} vanishes like n^{size.exponent}", None
+    return None, undecided

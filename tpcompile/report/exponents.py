@@ -1,0 +1,98 @@
+"""Tables of exponents: the report of ``tpcompile verify`` in a terminal, as plain text, and as a page."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tpcompile.parametrization.mup import Rules
+    from tpcompile.parametrization.report import Report
+    from tpcompile.parametrization.sizes import Size
+
+_COLOURS = {
+    "maximal update": "bold green",
+    "feature learning": "green",
+    "kernel regime": "yellow",
+    "trivial": "yellow",
+    "unstable": "bold red",
+    "undecided": "magenta",
+}
+
+
+def report_text(report: Report, width: int = 120) -> str:
+    """The report without colours."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    console.print(render(report))
+    out = console.file
+    assert isinstance(out, io.StringIO)
+    return out.getvalue().rstrip()
+
+
+def rules_text(rules: Rules) -> str:
+    """The rules as a table without colours."""
+    table = Table("parameter", "init", "lr", "multiplier", title="maximal update: powers of n", title_justify="left")
+    for name, r in rules.items():
+        init = "zero" if r.init_exponent is None else str(r.init_exponent)
+        table.add_row(name, init, "not trained" if r.lr_exponent is None else str(r.lr_exponent), str(r.multiplier_exponent))
+    console = Console(file=io.StringIO(), width=120, force_terminal=False, color_system=None)
+    console.print(table)
+    out = console.file
+    assert isinstance(out, io.StringIO)
+    return out.getvalue().rstrip()
+
+
+def write_html(report: Report, path: str | Path) -> None:
+    """The report as one HTML page."""
+    console = Console(file=io.StringIO(), width=140, record=True, force_terminal=True)
+    console.print(render(report))
+    console.save_html(str(path))
+
+
+def render(report: Report) -> RenderableType:
+    """Verdict, tables and advice for rich."""
+    parts: list[RenderableType] = [Text.assemble("verdict: ", (report.verdict, _COLOURS[report.verdict]))]
+    if report.first_problem:
+        parts.append(Text(f"first problem: {report.first_problem}", style="red"))
+    steps = range(1, report.steps + 1)
+    table = Table("value", "start", *(f"change {t}" for t in steps), title="activations: powers of n", title_justify="left")
+    for name in (*report.activations, "outputs", "loss"):
+        changes = (_cell(report.changes, name, t, limit=0) for t in steps)
+        table.add_row(name, _cell(report.values, name, 0, limit=0), *changes)
+    parts.append(table)
+    table = Table(
+        "parameter", "init", "lr", "gradient", *(f"effect {t}" for t in steps), title="parameters: powers of n",
+        title_justify="left",
+    )  # fmt: skip
+    for name, p in report.parameters.items():
+        gradient = str(p.gradient_exponent) if p.gradient_exponent is not None else "?"
+        effects = [_size(s, limit=0) for s in p.effect] or [Text("-")] * report.steps
+        rate = "not trained" if p.lr_exponent is None else str(p.lr_exponent)
+        table.add_row(name, str(p.init_exponent), rate, gradient if p.gradient else "-", *effects)
+    parts.append(table)
+    parts += [Text(f"- {line}") for line in report.advice]
+    parts += [Text(f"note: {line}", style="dim") for line in report.notes]
+    if report.undecided:
+        first = next(iter(report.undecided.values()))
+        parts.append(Text(f"not followed: {len(report.undecided)} operations, the first: {first}", style="magenta"))
+    return Group(*parts)
+
+
+def _cell(sizes: Mapping[tuple[str, int], Size], name: str, step: int, limit: int) -> Text:
+    size = sizes.get((name, step))
+    return Text("-") if size is None else _size(size, limit)
+
+
+def _size(size: Size, limit: int) -> Text:
+    if size.exponent is None:
+        return Text(str(size), style="magenta")
+    if size.exponent == -math.inf:
+        return Text("zero", style="dim")
+    return Text(str(size.exponent), style="bold red" if size.exponent > limit else "" if size.exponent == limit else "dim")
