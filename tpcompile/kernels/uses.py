@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +137,31 @@ class Uses:
         draws or outputs comes near the limit, while the tangent kernel of one wide network does.
         """
         return empirical_kernels(self, width, x1, x2, seed, get, draws, dtype)
+
+    def sklearn(
+        self: Any,
+        get: str = "nngp",
+        variances: dict[str, float] | None = None,
+        bounds: tuple[float, float] | str = (1e-5, 1e5),
+    ) -> Any:
+        """This kernel for ``sklearn.gaussian_process``; see ``tpcompile.kernels.sklearn_kernel.SklearnKernel``.
+
+        Raises MissingExtraError without scikit-learn.
+        """
+        from tpcompile.kernels.sklearn_kernel import SklearnKernel
+
+        return SklearnKernel(self, get, variances, bounds)
+
+    def gpytorch(
+        self: Any, get: str = "nngp", variances: Mapping[str, float] | None = None, constraint: Any = None
+    ) -> Any:
+        """This kernel for GPyTorch; see ``tpcompile.kernels.gpytorch_kernel.GPyTorchKernel``.
+
+        Raises MissingExtraError without GPyTorch.
+        """
+        from tpcompile.kernels.gpytorch_kernel import GPyTorchKernel
+
+        return GPyTorchKernel(self, get, variances, constraint)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self  # nothing of a compiled kernel changes
