@@ -76,6 +76,10 @@ class Kernel(Uses):
         """How each expectation is computed, in words, and its stated error (None where closed)."""
         return list(self._plan(True in self._plans).moments.forms)
 
+    def program_of(self, get: str) -> Any:
+        """The tensor program that ``"nngp"``, ``"ntk"`` or ``"both"`` are computed from."""
+        return self._plan(get != "nngp").program.program
+
     def pairs(self, get: str) -> Pairs:
         """The planned ``"nngp"`` or ``"ntk"``."""
         plan = self._plan(get == "ntk")

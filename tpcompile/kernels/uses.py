@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from tpcompile.kernels.empirical import empirical_kernels
 from tpcompile.kernels.gp import GaussianProcess, gaussian_process
 from tpcompile.kernels.losses import Solver
 from tpcompile.kernels.plan import Pairs
+from tpcompile.kernels.store import Tick, to_zarr
 from tpcompile.kernels.training import KernelTraining, Loss, kernel_training
 from tpcompile.kernels.variances import check_names, variances_of
 
@@ -138,6 +140,35 @@ class Uses:
         """
         return empirical_kernels(self, width, x1, x2, seed, get, draws, dtype)
 
+    def to_zarr(
+        self: Any,
+        x: Array,
+        path: str | PathLike[str],
+        x2: Array | None = None,
+        get: str = "both",
+        *,
+        block: int = 1024,
+        client: Any = None,
+        progress: bool | Tick = True,
+        dtype: torch.dtype | None = None,
+        variances: Mapping[str, float] | None = None,
+        samples: int = 16384,
+        replicas: int = 4,
+        seed: int = 0,
+    ) -> Any:
+        """A kernel matrix larger than memory, in blocks of ``block`` times ``block`` pairs in a zarr group at ``path``.
+
+        Returns the zarr array (both for ``get="both"``), in the shape of ``k(x, x2, get)``. Where it was stopped the
+        same call takes it up: only blocks that were not completely written are computed. A path with other inputs,
+        another program or other options is a UsageError. ``x`` may be anything that is cut by rows (a tensor,
+        ``numpy.memmap``, a zarr array); the store keeps a copy. ``client`` is a ``dask.distributed.Client`` whose workers see ``path`` and
+        can import the factory's module: they compute the same blocks, to the same bits. Otherwise as many
+        threads as torch uses do. ``progress`` is a bar on terminals, or a function of blocks done and in all.
+        The other options are those of the call. Raises MissingExtraError without zarr.
+        """
+        options = {"variances": variances, "samples": samples, "replicas": replicas, "seed": seed}
+        return to_zarr(self, x, path, x2, get, block, client, progress, dtype, options)
+
     def sklearn(
         self: Any,
         get: str = "nngp",
@@ -167,10 +198,10 @@ class Uses:
         return self  # nothing of a compiled kernel changes
 
     def __reduce__(self) -> tuple[Callable[..., Kernel], tuple[Any, ...]]:
-        return _rebuilt, self.arguments
+        return rebuilt, self.arguments
 
 
-def _rebuilt(*arguments: Any) -> Kernel:
+def rebuilt(*arguments: Any) -> Kernel:
     from tpcompile.kernels.kernel import Kernel
 
     return Kernel(*arguments)
