@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from test_kernel import scaled_mlp
 from torch import Tensor, nn
 
 import tpcompile as tp
-from tpcompile.errors import MissingExtraError, UsageError
+from tpcompile.errors import EvaluationError, MissingExtraError, UsageError
 from tpcompile.kernels.hyperparameters import value_and_gradient
 
 
@@ -57,6 +59,56 @@ def test_gradients_are_differences(kernel: tp.Kernel, get: str) -> None:
         torch.testing.assert_close(gradient[..., i], (high - low) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
+class Uniform(nn.Module):
+    """First weights of uniform law: expectations are sampled."""
+
+    def __init__(self, n: int, function: Callable[[Tensor], Tensor] = torch.tanh, scale: float = 1.0) -> None:
+        super().__init__()
+        self.function = function
+        self.first = nn.Parameter(scale * (2 * torch.rand(n, 3) - 1))
+        self.second, self.readout = nn.Parameter(torch.randn(n, n)), nn.Parameter(torch.randn(1, n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.second.shape[0]
+        x = self.function(x @ self.first.T)
+        return self.function(x + x @ self.second.T * n**-0.5) @ self.readout.T * n**-0.5
+
+
+def test_variances_of_sampled_expectations() -> None:
+    x = data(4)
+    x = torch.cat([x, x[:1]])  # coincident inputs: equal eigenvalues of the covariance that is drawn from
+    plain = tp.kernel(Uniform, torch.zeros(3))
+    assert plain.variances["first"] == pytest.approx(1 / 3)
+    wide = tp.kernel(lambda n: Uniform(n, scale=2.0), torch.zeros(3))
+    options: dict[str, Any] = {"samples": 1024, "replicas": 1}
+    torch.testing.assert_close(plain.nngp(x, variances={"first": 4 / 3}, **options), wide.nngp(x, **options))
+    values = {"first": 0.5, "second": 0.8, "readout": 1.2}
+    errors = []
+    for seed in range(8):
+
+        def call(x: Tensor, x2: Tensor | None, get: str, seed: int = seed, **given: Any) -> Tensor:
+            return plain(x, x2, get, seed=seed, **given, **options)
+
+        _, gradient = value_and_gradient(call, x, "nngp", values)  # type: ignore[arg-type]
+        slopes = []
+        for name in values:
+            changed = (values | {name: values[name] * math.exp(e)} for e in (1e-3, -1e-3))
+            high, low = (call(x, None, "nngp", variances=v) for v in changed)
+            slopes.append((high - low) / 2e-3)
+        errors.append(gradient - torch.stack(slopes, -1))
+    found = torch.stack(errors)
+    assert float(found[..., 1:].abs().max()) < 1e-6
+    # the first variance turns the eigenvectors that are drawn with: equal in the mean only (Student's t, 7 degrees)
+    noise = found[..., 0].std(0) / 8**0.5
+    assert float((found[..., 0].mean(0) / noise).abs().max()) < 6
+    assert float(noise.max()) < 0.01 * float(plain.nngp(x).max())
+    kinked = tp.kernel(lambda n: Uniform(n, torch.relu), torch.zeros(3))
+    value = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert kinked.nngp(x, variances={"first": value}, **options).requires_grad
+    with pytest.raises(EvaluationError, match="jump of a derivative of 'relu'"):
+        kinked.ntk(x, variances={"first": value}, **options)
+
+
 def test_scikit_learn(kernel: tp.Kernel) -> None:
     pytest.importorskip("sklearn")
     from sklearn.base import clone
@@ -70,7 +122,8 @@ def test_scikit_learn(kernel: tp.Kernel) -> None:
     np.testing.assert_allclose(own(x), kernel.nngp(x), rtol=1e-9)
     np.testing.assert_allclose(own(x, test), kernel.nngp(x, test), rtol=1e-9)
     np.testing.assert_allclose(own.diag(x), np.diag(own(x)), rtol=1e-9)
-    fixed = GaussianProcessRegressor(own, alpha=0.1, optimizer=None).fit(x, y)
+    untrained: Any = GaussianProcessRegressor(own, alpha=0.1, optimizer=None)  # type: ignore[arg-type]
+    fixed = untrained.fit(x, y)
     mean, covariance = fixed.predict(test, return_cov=True)
     posterior = kernel.gp(x, y, noise=0.1).predict(test)
     np.testing.assert_allclose(mean, posterior.mean, rtol=1e-6, atol=1e-8)
@@ -78,12 +131,13 @@ def test_scikit_learn(kernel: tp.Kernel) -> None:
     likelihood = kernel.gp(x, y, noise=0.1).log_marginal_likelihood()
     assert fixed.log_marginal_likelihood_value_ == pytest.approx(float(likelihood), rel=1e-8)
 
-    found = GaussianProcessRegressor(own + WhiteKernel(0.1), random_state=0).fit(x, y)
+    free: Any = GaussianProcessRegressor(own + WhiteKernel(0.1), random_state=0)
+    found = free.fit(x, y)
     assert found.log_marginal_likelihood_value_ > fixed.log_marginal_likelihood_value_ + 1
     _, slope = found.log_marginal_likelihood(found.kernel_.theta, eval_gradient=True)
     inside = np.abs(found.kernel_.theta - found.kernel_.bounds.T).min(0) > 1e-6
     assert np.abs(slope[inside]).max() < 1e-2
-    copy = clone(found.kernel_)
+    copy: Any = clone(found.kernel_)
     np.testing.assert_array_equal(copy.theta, found.kernel_.theta)
     back = pickle.loads(pickle.dumps(found))
     np.testing.assert_allclose(back.predict(test), found.predict(test))
@@ -138,7 +192,7 @@ def test_gpytorch(kernel: tp.Kernel) -> None:
 
     model.train()
     exact = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
-    before = float(exact(model(x), y))
+    before = exact(model(x), y).item()
     expected = kernel.gp(x, y, noise=float(likelihood.noise)).log_marginal_likelihood() / len(x)
     assert before == pytest.approx(float(expected), rel=1e-4)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -146,7 +200,7 @@ def test_gpytorch(kernel: tp.Kernel) -> None:
         optimizer.zero_grad()
         (-exact(model(x), y)).backward()
         optimizer.step()
-    assert float(exact(model(x), y)) > before + 0.1
+    assert exact(model(x), y).item() > before + 0.1
     assert float(own.variances["readout"]) != pytest.approx(1.0, abs=1e-3)
     model.eval()
     likelihood.eval()

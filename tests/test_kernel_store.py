@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -54,6 +55,21 @@ def test_the_matrix_on_disk_is_the_matrix(kernel: tp.Kernel, serial, tmp_path: P
     np.testing.assert_allclose(half[...], kernel.ntk(x, inputs(6, 1)), rtol=1e-4, atol=1e-4)
     given = kernel.to_zarr(x, tmp_path / "v", get="nngp", block=30, variances={"readout": torch.tensor(2.0)})
     np.testing.assert_allclose(given[...], 2 * kernel.nngp(x))
+
+
+def test_the_diagonal_on_disk(kernel: tp.Kernel, tmp_path: Path) -> None:
+    x = inputs()
+    seen: list[tuple[int, int]] = []
+    found = kernel.to_zarr(x, tmp_path / "k", block=4, diagonal=True, progress=lambda *at: seen.append(at))
+    assert seen[-1] == (6, 6)
+    for values, wanted in zip(found, kernel(x, diagonal=True), strict=True):
+        assert values.shape == (23,)
+        np.testing.assert_allclose(values[...], wanted, rtol=1e-14)
+    for call in (lambda: kernel.to_zarr(x, tmp_path / "n", x, diagonal=True), lambda: kernel(x, x, diagonal=True)):
+        with pytest.raises(UsageError, match="x2"):
+            call()
+    parts = kernel(x, diagonal=True, block=4)
+    assert torch.equal(parts.ntk, torch.from_numpy(found.ntk[...]))
 
 
 def test_positions(tmp_path: Path) -> None:
@@ -119,6 +135,8 @@ def test_another_matrix_is_refused(kernel: tp.Kernel, tmp_path: Path) -> None:
         (lambda: kernel.to_zarr(x, path, block=3), "block"),
         (lambda: kernel.to_zarr(x, path, get="ntk", block=4), "get"),
         (lambda: kernel.to_zarr(x, path, block=4, dtype=torch.float32), "dtype"),
+        (lambda: kernel.to_zarr(x, path, block=4, diagonal=True), "diagonal"),
+        (lambda: kernel.to_zarr(x, path, block=4, seed=1), "options"),
         (lambda: kernel.to_zarr(x, path, block=4, variances={"readout": 2.0}), "variances"),
         (lambda: other.to_zarr(x, path, block=4), "program"),
     ):
@@ -135,12 +153,29 @@ def test_another_matrix_is_refused(kernel: tp.Kernel, tmp_path: Path) -> None:
         kernel.to_zarr(x, tmp_path / "new", block=0)
 
 
+def test_a_bar_on_terminals_only(kernel: tp.Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name, screen, wanted, shown in (
+        ("a", Screen(), True, True),
+        ("b", io.StringIO(), True, False),
+        ("c", Screen(), False, False),
+    ):
+        monkeypatch.setattr(sys, "stderr", screen)
+        kernel.to_zarr(inputs(6), tmp_path / name, block=4, get="nngp", progress=wanted)
+        assert ("kernel blocks" in screen.getvalue()) == shown
+        assert ("3/3" in screen.getvalue()) == shown
+
+
 def test_missing_packages_are_named(kernel: tp.Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(MissingExtraError, match=r"tpcompile\[scale\]"):
         kernel.to_zarr(inputs(), tmp_path / "k")
 
 
+@pytest.mark.slow
 def test_a_cluster_with_a_killed_worker_gives_the_same_bits(kernel: tp.Kernel, tmp_path: Path) -> None:
     import zarr
 

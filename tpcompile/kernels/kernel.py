@@ -118,14 +118,18 @@ class Kernel(Uses):
 
         ``get`` is ``"nngp"``, ``"ntk"`` or ``"both"`` (a pair of both at the price of one pass). ``diagonal`` gives
         ``(N,)`` values of each input with itself. ``block`` is the side of the blocks of pairs that are computed at a
-        time, ``variances`` replaces the variances of parameters by name (without powers of n; differentiable), and
-        ``dtype`` is the precision, that of x1 by default. Expectations over many correlated variables
-        (:attr:`sampled`) are drawn: ``samples`` draws, ``replicas`` times from ``seed`` on, of which the mean is given,
-        with ``errors`` beside its standard error (zero where nothing is drawn).
+        time (of the diagonal, the number of inputs), ``variances`` replaces the variances of parameters by name
+        (without powers of n; differentiable), and ``dtype`` is the precision, that of x1 by default. Expectations over
+        many correlated variables (:attr:`sampled`) are drawn: ``samples`` draws, ``replicas`` times from ``seed`` on,
+        of which the mean is given, with ``errors`` beside its standard error (zero where nothing is drawn).
         Raises UsageError for inputs that are no batch of inputs such as the example.
         """
         if get not in ("nngp", "ntk", "both"):
             raise UsageError(f"get must be 'nngp', 'ntk' or 'both', found {get!r}")
+        if diagonal and x2 is not None:
+            raise UsageError("a diagonal is of one set of inputs with itself, found x2 beside x1")
+        if block is not None and block < 1:
+            raise UsageError(f"block must be at least 1, found {block}")
         check_input(x1, self.example, "x1")
         if x2 is not None:
             check_input(x2, self.example, "x2")
@@ -139,14 +143,19 @@ class Kernel(Uses):
         for replica in range(times):
             job = _Job(plan, pairs, precision, dict(variances or {}), samples, seed * 1000 + replica)
             tick = None if progress is None else lambda i, n, r=replica: progress(r * n + i, times * n)
-            estimates.append(job.diagonal(x1) if diagonal else job.matrix(x1, x2, block, tick))
-        stacked = [torch.stack(found) for found in zip(*estimates, strict=True)]
-        means = [x[0] if times == 1 else x.mean(0) for x in stacked]
+            estimates.append(job.diagonal(x1, block) if diagonal else job.matrix(x1, x2, block, tick))
+        if times == 1:
+            means = estimates[0]  # not stacked: that would copy a matrix that may fill half of the memory
+        else:
+            stacked = [torch.stack(found) for found in zip(*estimates, strict=True)]
+            means = [x.mean(0) for x in stacked]
         wrap = (lambda found: Kernels(*found)) if get == "both" else (lambda found: found[0])
         if not errors:
             return wrap(means)
-        nothing = float("nan") if plan.moments.sampled else 0.0
-        noise = [x.std(0) / times**0.5 if times > 1 else torch.full_like(x[0], nothing) for x in stacked]
+        if times == 1:
+            noise = [torch.full_like(x, float("nan") if plan.moments.sampled else 0.0) for x in means]
+        else:
+            noise = [x.std(0) / times**0.5 for x in stacked]
         return wrap(means), wrap(noise)
 
 
@@ -172,8 +181,16 @@ class _Job:
     def _run(self, x1: Tensor, x2: Tensor) -> Run:
         return Run(self.plan.moments, (x1, x2), self.dtype, self.variances, samples=self.samples, seed=self.seed)
 
-    def diagonal(self, x: Tensor) -> list[Tensor]:
+    def diagonal(self, x: Tensor, block: int | None = None) -> list[Tensor]:
         """``(N, ...)`` values of every input with itself."""
+        if self._differentiable(x):
+            return self._own(x)
+        step = block or self._side(not self.plan.moments.sampled)
+        with torch.no_grad():
+            parts = [self._own(part) for part in (x.split(step) if len(x) else [x])]
+        return [torch.cat(found) for found in zip(*parts, strict=True)]
+
+    def _own(self, x: Tensor) -> list[Tensor]:
         if self.plan.moments.sampled:
             whole = self._run(x, x).evaluate([p.cross for p in self.pairs])
             at = torch.arange(len(x))
@@ -220,7 +237,7 @@ class _Job:
         full = [self._full(v, p, len(x1), len(x2)) for v, p in zip(values, self.pairs, strict=True)]
         if not own or self.plan.moments.sampled:
             return full
-        return [_with_diagonal(k, d) for k, d in zip(full, self.diagonal(x1), strict=True)]
+        return [_with_diagonal(k, d) for k, d in zip(full, self._own(x1), strict=True)]
 
     def _full(self, value: Tensor | None, pairs: Pairs, n1: int, n2: int) -> Tensor:
         shape = (n1, n2, *pairs.positions, *pairs.positions)
@@ -230,10 +247,13 @@ class _Job:
         value = value.reshape(value.shape[:kept])
         return value.expand(shape)
 
-    def _side(self) -> int:
-        size = max((_largest(p.cross) for p in self.pairs if p.cross is not None), default=1)
+    def _side(self, diagonal: bool = False) -> int:
+        """Inputs on a side of a block, or of a part of the diagonal."""
+        arrays = [p.own[0] if diagonal else p.cross for p in self.pairs]
+        size = max((_largest(array) for array in arrays if array is not None), default=1)
         item = torch.finfo(self.dtype).bits // 8
-        return max(1, min(512, int((BLOCK_BYTES / (item * size)) ** 0.5)))
+        count = BLOCK_BYTES // (item * size)
+        return max(1, count if diagonal else min(512, math.isqrt(count)))
 
 
 def kernel(

@@ -47,6 +47,7 @@ class Job:
     get: str
     block: int
     symmetric: bool
+    diagonal: bool
     shape: tuple[int, int]
     options: Mapping[str, Any]  # of the kernel's call
 
@@ -56,10 +57,16 @@ class Job:
 
     def places(self) -> Iterator[Place]:
         """The blocks to compute: those on and above the diagonal where the matrix is symmetric."""
-        rows, columns = (-(-n // self.block) for n in self.shape)
+        rows, columns = self.grid
         for i in range(rows):
-            for j in range(i if self.symmetric else 0, columns):
+            for j in range(i if self.symmetric and not self.diagonal else 0, columns):
                 yield i, j
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of blocks along rows and columns; a diagonal is one column of them."""
+        rows, columns = (-(-n // self.block) for n in self.shape)
+        return rows, 1 if self.diagonal else columns
 
     def cut(self, i: int) -> slice:
         return slice(i * self.block, (i + 1) * self.block)
@@ -72,6 +79,7 @@ def to_zarr(
     x2: Array | None,
     get: str,
     block: int,
+    diagonal: bool,
     client: Any,
     progress: bool | Tick,
     dtype: torch.dtype | None,
@@ -83,6 +91,8 @@ def to_zarr(
         raise UsageError(f"get must be 'nngp', 'ntk' or 'both', found {get!r}")
     if block < 1:
         raise UsageError(f"block must be at least 1, found {block}")
+    if diagonal and x2 is not None:
+        raise UsageError("a diagonal is of one set of inputs with itself, found x2 beside x")
     first, second = _rows(x, kernel, "x"), None if x2 is None else _rows(x2, kernel, "x2")
     sample = _tensor(first[:1])
     precision = dtype or (sample.dtype if sample.is_floating_point() else torch.get_default_dtype())
@@ -91,7 +101,7 @@ def to_zarr(
     variances = {name: float(value) for name, value in (options.get("variances") or {}).items()}
     kernel.check_variances(variances)
     chosen = dict(options) | {"dtype": precision, "variances": variances}
-    job = Job(where, get, block, second is None, (n1, n2), chosen)
+    job = Job(where, get, block, second is None, diagonal, (n1, n2), chosen)
     _create(zarr, kernel, job, first, second, precision)
     group = zarr.open_group(where, mode="r+")
     done = group["done"][...]
@@ -144,12 +154,16 @@ def compute_block(kernel: Kernel, job: Job, place: Place) -> Place:
     i, j = place
     rows, columns = job.cut(i), job.cut(j)
     x1 = _tensor(group["x1"][rows])
-    x2 = None if job.symmetric and i == j else _tensor(group["x1" if job.symmetric else "x2"][columns])
+    own = job.diagonal or (job.symmetric and i == j)
+    x2 = None if own else _tensor(group["x1" if job.symmetric else "x2"][columns])
     with torch.no_grad():
-        found = kernel(x1, x2, job.get, **job.options)
+        found = kernel(x1, x2, job.get, diagonal=job.diagonal, **job.options)
     for name, value in zip(job.kernels, found if job.get == "both" else (found,), strict=True):
+        if job.diagonal:
+            group[name][rows] = value.numpy()
+            continue
         group[name][rows, columns] = value.numpy()
-        if job.symmetric and i != j:
+        if job.symmetric and not own:
             half = (value.dim() - 2) // 2
             swapped = value.permute(1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
             group[name][columns, rows] = swapped.numpy()
@@ -244,30 +258,36 @@ def _create(zarr: Any, kernel: Kernel, job: Job, x1: Any, x2: Any, dtype: torch.
     kind = str(dtype).removeprefix("torch.")
     for name in job.kernels:
         positions = kernel.pairs(name).positions
+        shape = job.shape[:1] if job.diagonal else job.shape
         group.create_array(
             name,
-            shape=(*job.shape, *positions, *positions),
-            chunks=(*(min(job.block, n) for n in job.shape), *positions, *positions),
+            shape=(*shape, *positions, *positions),
+            chunks=(*(min(job.block, n) for n in shape), *positions, *positions),
             dtype=kind,
             fill_value=float("nan"),
             overwrite=True,
         )
-    grid = tuple(-(-n // job.block) for n in job.shape)
     # last: a store without it is begun anew
-    group.create_array("done", shape=grid, chunks=(1, 1), dtype="uint8", fill_value=0, compressors=None, overwrite=True)
+    group.create_array(
+        "done", shape=job.grid, chunks=(1, 1), dtype="uint8", fill_value=0, compressors=None, overwrite=True
+    )
 
 
 def manifest(kernel: Kernel, job: Job, x1: Any, x2: Any) -> dict[str, Any]:
     """What a store is of, as JSON: hashes of the inputs and of the program, and all options that decide its values."""
+    import tpcompile
+
     others = {name: value for name, value in job.options.items() if name not in ("variances", "dtype")}
     return {
         "format": FORMAT,
+        "tpcompile": tpcompile.__version__,
         "inputs": _digest(x1),
         "inputs2": None if x2 is None else _digest(x2),
         "program": program_digest(kernel, job.get),
         "get": job.get,
         "dtype": str(job.options["dtype"]).removeprefix("torch."),
         "block": job.block,
+        "diagonal": job.diagonal,
         "variances": job.options["variances"],
         "options": others,
     }
@@ -305,4 +325,5 @@ def _rows(x: Any, kernel: Kernel, name: str) -> Any:
 
 
 def _tensor(x: Any) -> Tensor:
-    return x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, order="C"))
+    """Rows as a tensor in torch's own memory: its alignment may decide the last bits of what is computed from them."""
+    return x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, order="C")).clone()

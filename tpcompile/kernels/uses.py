@@ -148,10 +148,11 @@ class Uses:
         get: str = "both",
         *,
         block: int = 1024,
+        diagonal: bool = False,
         client: Any = None,
         progress: bool | Tick = True,
         dtype: torch.dtype | None = None,
-        variances: Mapping[str, float] | None = None,
+        variances: Mapping[str, Tensor | float] | None = None,
         samples: int = 16384,
         replicas: int = 4,
         seed: int = 0,
@@ -161,13 +162,15 @@ class Uses:
         Returns the zarr array (both for ``get="both"``), in the shape of ``k(x, x2, get)``. Where it was stopped the
         same call takes it up: only blocks that were not completely written are computed. A path with other inputs,
         another program or other options is a UsageError. ``x`` may be anything that is cut by rows (a tensor,
-        ``numpy.memmap``, a zarr array); the store keeps a copy. ``client`` is a ``dask.distributed.Client`` whose workers see ``path`` and
-        can import the factory's module: they compute the same blocks, to the same bits. Otherwise as many
-        threads as torch uses do. ``progress`` is a bar on terminals, or a function of blocks done and in all.
-        The other options are those of the call. Raises MissingExtraError without zarr.
+        ``numpy.memmap``, a zarr array); the store keeps a copy. Of a symmetric matrix the blocks on and above the
+        diagonal are computed; ``diagonal`` gives ``(N,)`` values of each input with itself, ``block`` at a time.
+        ``client`` is a ``dask.distributed.Client`` whose workers see ``path`` and can import the factory's module: they
+        compute the same blocks, on processors of one kind to the same bits. Otherwise as many threads as torch uses do.
+        ``progress`` is a bar on terminals, or a function of blocks done and in all. The other options are those of the
+        call. Raises MissingExtraError without zarr.
         """
         options = {"variances": variances, "samples": samples, "replicas": replicas, "seed": seed}
-        return to_zarr(self, x, path, x2, get, block, client, progress, dtype, options)
+        return to_zarr(self, x, path, x2, get, block, diagonal, client, progress, dtype, options)
 
     def sklearn(
         self: Any,

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tpcompile import nonlin
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import finite_size
 from tpcompile.evaluate.frames import Frame, Layout, Source, Span
 from tpcompile.evaluate.gaussian.terms import Array, Label
-from tpcompile.ir import Gaussian, Init, MatMul, MergeWidth, Node, SplitWidth, Width
-from tpcompile.laws import Normal
+from tpcompile.ir import Gaussian, Init, Map, MatMul, MergeWidth, Node, SplitWidth, Width
+from tpcompile.laws import Normal, mean_and_std
 
 if TYPE_CHECKING:
     from tpcompile.evaluate.gaussian.moments import Factor, Moments
@@ -138,8 +139,11 @@ def _draw(run: Run, array: SampledArray) -> dict[Node, Tensor]:
     rows = root.shape[1] + sum(finite_size(x) for x in array.initial)
     source = Source(rows, samples, run.seed)
     frame = Frame(Layout(samples), Span(Layout(samples), torch.float64, source))
-    frame.segment(rows).append(frame.normals(root.shape[1]))
-    values = root @ frame.span.drawn[0][0].value
+    if root.shape[1]:
+        frame.segment(rows).append(frame.normals(root.shape[1]))
+        values = root @ frame.span.drawn[0][0].value
+    else:
+        values = torch.zeros((len(root), samples), dtype=torch.float64)
     draws: dict[Node, Tensor] = {}
     start = 0
     for leaf in array.leaves:
@@ -152,9 +156,18 @@ def _draw(run: Run, array: SampledArray) -> dict[Node, Tensor]:
         draws[leaf.node] = _placed(value.to(run.dtype), leaf.node, array.scalar, samples)
     for node in array.initial:
         assert isinstance(node.op, Init)
-        value = frame.draw(node.op.law, finite_size(node))[None]
+        value = _with_variance(frame.draw(node.op.law, finite_size(node)), run, node.op)[None]
         draws[node] = _placed(value.to(run.dtype), node, array.scalar, samples)
     return draws
+
+
+def _with_variance(value: Tensor, run: Run, op: Init) -> Tensor:
+    """Draws of an initial value, spread about their mean to the variance that replaces that of its law."""
+    if op.name not in run.variances:
+        return value
+    mean, std = mean_and_std(op.law)
+    wanted = torch.as_tensor(run.variances[op.name], dtype=value.dtype)
+    return mean + (value - mean) * (wanted.sqrt() / std)
 
 
 def _root(run: Run, array: SampledArray, count: int) -> Tensor:
@@ -174,9 +187,15 @@ def _root(run: Run, array: SampledArray, count: int) -> Tensor:
     if not blocks:
         return torch.zeros((0, 0), dtype=torch.float64)
     covariance = torch.cat(blocks)
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    covariance = (covariance + covariance.T) / 2
+    values, vectors = torch.linalg.eigh(covariance.detach())
     kept = values > _RANK * values.max().clamp_min(1e-300)
-    return (vectors[:, kept] * values[kept].sqrt()).flip(1)  # largest first: Sobol's early dimensions are its best
+    roots, basis = values[kept].sqrt().flip(0), vectors[:, kept].flip(1)  # Sobol's early dimensions are its best
+    root = basis * roots
+    if covariance.requires_grad:  # dR = (1 - P/2) dC R (R^T R)^-1, which equal eigenvalues do not disturb
+        change = (covariance - covariance.detach()) @ (basis / roots)
+        root = root + change - basis @ (basis.T @ change) / 2
+    return root
 
 
 def _placed(value: Tensor, node: Node, scalar: bool, samples: int) -> Tensor:
@@ -209,5 +228,20 @@ def _value(run: Run, array: SampledArray, node: Node, draws: dict[Node, Tensor],
             known[node] = value
         else:
             operands = [_value(run, array, x, draws, known) for x in node.operands]
+            _check_derivative(run, node, operands)
             known[node] = batched(node, operands, run.dtype, run.samples)
     return known[node]
+
+
+def _check_derivative(run: Run, node: Node, operands: Sequence[Tensor]) -> None:
+    """EvaluationError where the derivative of draws would drop the delta of a function that jumps."""
+    op = node.op
+    if not isinstance(op, Map) or not any(x.requires_grad for x in operands):
+        return
+    if not nonlin.has_derivative(op.fn, op.order + 1, **dict(op.params)):
+        what = f"a derivative of '{op.fn}'" if op.order else f"'{op.fn}'"
+        raise EvaluationError(
+            f"a sampled expectation has no derivative through a jump of {what}",
+            where=run.moments.program.origins.get(node),
+            advice="take differences of kernels with the same seed",
+        )
