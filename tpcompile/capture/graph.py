@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -97,3 +98,12 @@ class Capture:
     graph_module: fx.GraphModule  # traced at the first probe width
     widths: tuple[int, ...]
     output_shape: tuple[int, ...]  # of one input's output
+
+
+def references(x: Any) -> Iterator[str]:
+    """Names of the nodes that an argument list refers to."""
+    if isinstance(x, Ref):
+        yield x.name
+    elif isinstance(x, list | tuple):
+        for y in x:
+            yield from references(y)

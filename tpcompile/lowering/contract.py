@@ -133,8 +133,18 @@ class Contractions:
             remainder = largest(remainder, plus(exponent, noise))
         for i, (value, _) in enumerate(operands):
             others = [v.lead for j, (v, _) in enumerate(operands) if j != i]
-            remainder = largest(remainder, plus(value.remainder, *others, Fraction(len(summed))))
+            free = len(summed) == 1 and any(
+                self._unmet(value, other) for j, (other, _) in enumerate(operands) if j != i
+            )  # signs that what is left out knows nothing of: it adds up as a random sum
+            remainder = largest(remainder, plus(value.remainder, *others, HALF if free else Fraction(len(summed))))
         return self.a.collect(out_axes, items, remainder)
+
+    def _unmet(self, value: Value, other: Value) -> bool:
+        """True if the other factor is odd in a parameter that the value was not computed from."""
+        if value.touches is None or other.remainder is not None or not other.terms:
+            return False
+        odd = [s.odd for _, node in other.terms for s in self.a.parity.signatures(node)]
+        return bool(frozenset.intersection(*odd) - value.touches)
 
     def moment(
         self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]

@@ -35,7 +35,9 @@ class Functions:
 
     def __init__(self, algebra: Algebra, beyond: bool = False) -> None:
         self.a = algebra
-        self.beyond = beyond  # values that grow are followed to the function's behaviour at infinity
+        # Sizes are asked for, not values: functions go on to infinity where values grow, and where a leading term
+        # is zero with positive probability (behind a relu) the lower ones are taken to be zero with it.
+        self.beyond = beyond
 
     def apply(self, name: str, value: Value, order: int = 0, **params: Any) -> Value:
         """The derivative of that order of a nonlinearity, of a series."""
@@ -88,7 +90,7 @@ class Functions:
         if kinks and known is not None:
             if _meets(known, kinks):
                 return self._one_sided(name, order, key, value.axes, known, small, step)
-        elif kinks and leads and self.has_atoms(leads[0]) and not _silent_on_atoms(leads[0], small):
+        elif not self.beyond and kinks and leads and self.has_atoms(leads[0]) and not _silent_on_atoms(leads[0], small):
             start = self._at(name, order, key, leads, value.axes)
             jumps = not nonlin.has_derivative(name, order + 1, **dict(key))
             return Value(value.axes, (), UNKNOWN) if jumps else a.cut(start, step)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled
+from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled, references
 from tpcompile.errors import InitialisationError, TpcompileError, UnstableError, UnsupportedOperationError
 from tpcompile.ir import Init
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, mean_and_std
@@ -41,6 +41,7 @@ class Lowered:
     undecided: Mapping[str, TpcompileError] = field(default_factory=dict)  # why nothing is known of a node
 
 
+_UPDATES = Fraction(8)  # orders kept on top in an updated parameter: a small update must not drown in the initial values
 Adjustment = Callable[[Context, str, Any, Mapping[str, Any]], Any]  # node's name, its value, all values so far
 
 
@@ -76,10 +77,13 @@ def lower(
     for name, ref in capture.outputs.items():
         watched[ref.name].append(name)
     seen: dict[str, Value] = {}
+    touches: dict[str, frozenset[str]] = {}
+    updated = {ref.name for name, ref in capture.outputs.items() if name.startswith("parameter/")}
     for node in capture.nodes:
         context.current = node
         algebra.place = context.place if node.kind == "call" else f"'{node.target}'"
         algebra.builder.origin = str(node.origin)
+        algebra.depth = depth + _UPDATES if node.name in updated else depth
         try:
             value = interpret(context, capture, node, values)
             values[node.name] = value if adjust is None else adjust(context, node.name, value, values)
@@ -101,8 +105,10 @@ def lower(
                 raise wrapped from error
             undecided[node.name] = wrapped
             values[node.name] = unknown(node)
+        touches[node.name] = _touches(node, touches)
         value = values[node.name]
         if isinstance(value, Value):
+            value = values[node.name] = replace(value, touches=touches[node.name])
             seen.update((name, value) for name in watched.get(node.name, ()))
     outputs: dict[str, AnyValue] = {}
     for name, ref in capture.outputs.items():
@@ -112,6 +118,15 @@ def lower(
         if finite and not (kernel or tolerant) and value.terms and value.terms[0][0] > 0:
             raise _first_growth(seen, _growth(name, value.terms[0][0]), None)
     return Lowered(outputs, context, values, undecided)
+
+
+def _touches(node: GraphNode, known: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """The parameters that a node is computed from, by the names of their initial values."""
+    if node.kind == "direction":
+        return frozenset([f"direction/{node.target}"])
+    if node.kind != "call":
+        return frozenset([str(node.target)])
+    return frozenset().union(*(known[x] for x in {*references(node.args), *references([v for _, v in node.kwargs])}))
 
 
 def unknown(node: GraphNode) -> Any:

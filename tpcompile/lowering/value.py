@@ -6,7 +6,7 @@ finite axis, a tuple with one width atom for an axis that grows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from tpcompile.ir import Dim, Dims, Node, Width
@@ -22,12 +22,14 @@ HALF = Fraction(1, 2)
 class Value:
     """A scalar or vector ``sum_k n**e_k node_k + O(n**remainder)``; exponents descend.
 
-    Every node has the dims ``flat(axes)``. No terms and remainder None: exactly zero.
+    Every node has the dims ``flat(axes)``. No terms and remainder None: exactly zero. ``touches`` names the parameters
+    that the value was computed from, the remainder included; None where that is not known.
     """
 
     axes: Axes
     terms: tuple[Term, ...]
     remainder: Fraction | None = None
+    touches: frozenset[str] | None = field(default=None, compare=False)
 
     @property
     def lead(self) -> Fraction | None:

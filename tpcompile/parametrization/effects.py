@@ -1,50 +1,82 @@
-"""What the update of a parameter does to the output of the operation that uses it.
+"""What a parameter does in the operation that uses it, at its present value or any other.
 
-A parameter meets the data in some operation of the forward pass (a matrix product, a bias added, a lookup). Its
-effect at step t is the change of that operation's output when the parameter alone goes back to its initial value.
-The operation is found from the graph: what is made of parameters only (a transpose, a rescaling) is followed.
+A parameter meets the data in some operation of the forward pass (a matrix product, a bias added, a lookup): found from
+the graph, where what is made of parameters only (a transpose, a rescaling) is followed. Nearly all of these operations
+are linear in the parameter: then its share of their output is the operation itself with all that is added put to zero.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tpcompile.capture.graph import Capture, GraphNode, Ref
+from tpcompile.capture.graph import Capture, GraphNode, Ref, references
 from tpcompile.errors import TpcompileError
 from tpcompile.lowering.lower import Lowered, interpret, unknown
 from tpcompile.lowering.value import AnyValue, MatrixValue, Value
 
+# Positions of the operands that add to what an operation makes of the operand at a position in which it is linear.
+_ADDED: dict[str, dict[int, tuple[int, ...]]] = {
+    **{f"aten.{name}": {0: (), 1: ()} for name in ("mm.default", "bmm.default", "mv.default", "dot.default")},
+    **{f"aten.{name}": {0: (), 1: ()} for name in ("mul.Tensor", "mul.Scalar")},
+    **{f"aten.{name}": {0: (1,), 1: (0,)} for name in ("add.Tensor", "sub.Tensor")},
+    **{f"aten.{name}": {0: (1,), 1: (0,), 2: (0,)} for name in ("addmm.default", "addmv.default", "baddbmm.default")},
+    **{f"aten.{name}": {0: ()} for name in ("div.Tensor", "embedding.default", "index.Tensor", "index_select.default")},
+    "aten.convolution.default": {1: (2,), 2: (0,)},
+    "aten.native_layer_norm.default": {2: (3,), 3: (2,)},
+}
+
 
 @dataclass(frozen=True)
 class Use:
-    """An operation in which a parameter meets the data."""
+    """An operation in which a parameter meets the data, and the operand that is the parameter or made of it."""
 
     node: GraphNode
-    shadows: Mapping[str, Any]  # values of its operands with the parameter at another value
+    operand: str
+    made_of: tuple[GraphNode, ...]  # operations on parameters only on the way
 
 
-def uses(capture: Capture, lowered: Lowered, parameter: str, step: int, other: Any) -> list[Use]:
-    """Where a parameter is used in the forward pass of a step, with its value replaced by ``other``."""
+def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
+    """Where a parameter is used in the forward pass of a step."""
     start = capture.outputs[f"parameter/{parameter}/{step}"].name
-    shadows: dict[str, Any] = {start: other}
+    way: dict[str, tuple[GraphNode, ...]] = {start: ()}
     data = {node.name for node in capture.nodes if node.kind == "data"}
     found = []
     for node in capture.nodes:
         if node.kind != "call" or node.origin.phase != "forward" or node.origin.step != step:
             continue
-        operands = set(references(node.args)) | set(references(tuple(v for _, v in node.kwargs)))
+        operands = {*references(node.args), *references([v for _, v in node.kwargs])}
         if operands & data:
             data.add(node.name)
-        if not operands & shadows.keys():
-            continue
-        if operands & data:
-            found.append(Use(node, {name: shadows[name] for name in operands & shadows.keys()}))
-        else:
-            shadows[node.name] = replayed(capture, lowered, node, shadows)
+        for operand in sorted(operands & way.keys()):
+            if operands & data:
+                found.append(Use(node, operand, way[operand]))
+            else:
+                way[node.name] = (*way[operand], node)
     return found
+
+
+def share(capture: Capture, lowered: Lowered, use: Use, parameter: str, step: int, value: AnyValue) -> AnyValue | None:
+    """What the parameter, having this value, adds to the operation's output; None where that is not known.
+
+    For an operation that is not linear in it: the difference to the parameter at its value in the traced run.
+    """
+    start = capture.outputs[f"parameter/{parameter}/{step}"].name
+    shadows: dict[str, Any] = {start: value}
+    for node in use.made_of:
+        shadows[node.name] = replayed(capture, lowered, node, shadows)
+    positions = [i for i, x in enumerate(use.node.args) if isinstance(x, Ref) and x.name == use.operand]
+    added = _ADDED.get(str(use.node.target), {})
+    if len(positions) == 1 and positions[0] in added:
+        node = use.node
+        for i in added[positions[0]]:
+            if i < len(node.args) and isinstance(node.args[i], Ref):
+                shadows[node.args[i].name] = zero_like(lowered.nodes[node.args[i].name])
+        return first_result(replayed(capture, lowered, node, shadows))
+    now, then = first_result(lowered.nodes[use.node.name]), first_result(replayed(capture, lowered, use.node, shadows))
+    return None if now is None or then is None else difference(lowered, now, then)
 
 
 def replayed(capture: Capture, lowered: Lowered, node: GraphNode, other: Mapping[str, Any]) -> Any:
@@ -59,22 +91,18 @@ def replayed(capture: Capture, lowered: Lowered, node: GraphNode, other: Mapping
         return unknown(node)
 
 
-def difference(lowered: Lowered, a: Any, b: Any) -> AnyValue | None:
-    """``a - b``; None where the operation has several results."""
-    if not isinstance(a, Value | MatrixValue) or not isinstance(b, Value | MatrixValue):
-        return None
+def first_result(value: Any) -> AnyValue | None:
+    """The value of an operation, the first of several."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return value if isinstance(value, Value | MatrixValue) else None
+
+
+def difference(lowered: Lowered, a: AnyValue, b: AnyValue) -> AnyValue:
+    """``a - b``."""
     return lowered.context.add(a, lowered.context.negate(b))
 
 
 def zero_like(value: AnyValue) -> AnyValue:
-    """A parameter that is exactly zero."""
+    """A value that is exactly zero."""
     return MatrixValue(value.axes) if isinstance(value, MatrixValue) else Value(value.axes, ())
-
-
-def references(x: Any) -> Iterator[str]:
-    """Names of the nodes that an argument list refers to."""
-    if isinstance(x, Ref):
-        yield x.name
-    elif isinstance(x, list | tuple):
-        for y in x:
-            yield from references(y)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from tpcompile.capture.graph import Capture, Scaled
+from tpcompile.capture.graph import Capture, Scaled, references
 from tpcompile.errors import TpcompileError
 from tpcompile.lowering.context import Context
-from tpcompile.lowering.lower import Adjustment, Lowered, lower
-from tpcompile.lowering.value import HALF, MatrixValue, Value, has_width
-from tpcompile.parametrization.effects import difference, references, replayed, uses, zero_like
+from tpcompile.lowering.lower import Adjustment, Lowered, interpret, lower
+from tpcompile.lowering.value import HALF, AnyValue, has_width
+from tpcompile.parametrization.effects import difference, share, uses, zero_like
 from tpcompile.parametrization.sizes import ZERO, Size, better, size_of
 
 DEEPEST = 5 * HALF
@@ -60,23 +61,30 @@ def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest
 
 
 def _shifted(capture: Capture, shifts: Mapping[str, Shift]) -> Adjustment | None:
-    """Initial values and updates of parameters times powers of n, wherever they enter the graph."""
+    """Initial values and updates of parameters times powers of n, wherever they enter the graph.
+
+    What the last operation of an update adds to its first operand, the parameter (less a decoupled weight decay), is
+    the update: found by running it with that operand at zero.
+    """
     if not shifts:
         return None
-    nodes: dict[str, tuple[Shift, str | None]] = {}
-    for name, shift in shifts.items():
-        for t in range(capture.steps, -1, -1):
-            before = capture.outputs[f"parameter/{name}/{t - 1}"].name if t else None
-            nodes[capture.outputs[f"parameter/{name}/{t}"].name] = (shift, before)
+    graph = {node.name: node for node in capture.nodes}
+    starts = {capture.outputs[f"parameter/{name}/0"].name: shift.init for name, shift in shifts.items()}
+    updates = {
+        capture.outputs[f"parameter/{name}/{t}"].name: shift.rate
+        for name, shift in shifts.items()
+        for t in range(1, capture.steps + 1)
+    }
 
-    def adjust(context: Context, node: str, value: Any, values: Mapping[str, Any]) -> Any:
-        if node not in nodes:
+    def adjust(context: Context, name: str, value: Any, values: Mapping[str, Any]) -> Any:
+        if name in starts:
+            return context.times(value, Scaled(1.0, starts[name]))
+        if name not in updates or updates[name] == 0:
             return value
-        shift, before = nodes[node]
-        if before is None:
-            return context.times(value, Scaled(1.0, shift.init))
-        step = context.add(value, context.negate(values[before]))
-        return context.add(values[before], context.times(step, Scaled(1.0, shift.rate)))
+        node = graph[name]
+        before = values[node.args[0].name]
+        update = interpret(context, capture, node, ChainMap({node.args[0].name: zero_like(before)}, dict(values)))
+        return context.add(before, context.times(update, Scaled(1.0, updates[name])))
 
     return adjust
 
@@ -122,43 +130,26 @@ def _order(size: Size) -> tuple[float, bool]:
 
 
 def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[Key, Size, bool]]:
-    """Sizes of what a parameter does to the operations that use it, and whether their output is finite."""
+    """Sizes of what a parameter does in the operations that use it, and whether their output is finite."""
     start = lowered.values[f"parameter/{name}/0"]
     out: list[tuple[Key, Size, bool]] = []
-    first = uses(capture, lowered, name, 0, zero_like(start))
-    for use in first:
-        value = lowered.nodes[use.node.name]
-        apart = difference(lowered, value, replayed(capture, lowered, use.node, use.shadows))
-        if apart is not None:
-            out.append((("start", name, 0), size_of(apart), not has_width(apart.axes)))
+
+    def note(quantity: str, step: int, value: AnyValue | None) -> None:
+        if value is not None:
+            out.append(((quantity, name, step), size_of(value), not has_width(value.axes)))
+
+    first = [share(capture, lowered, use, name, 0, start) for use in uses(capture, name, 0)]
+    for value in first:
+        note("start", 0, value)
     for step in range(1, capture.steps + 1):
-        for i, use in enumerate(uses(capture, lowered, name, step, start)):
-            frozen = replayed(capture, lowered, use.node, use.shadows)
-            effect = difference(lowered, lowered.nodes[use.node.name], frozen)
-            if effect is None:
-                continue
-            out.append((("effect", name, step), size_of(effect), not has_width(effect.axes)))
-            if i < len(first):
-                bare = _without(capture, lowered, use.node, use.shadows, first[i].node.name, start, name, step)
-                if bare is not None:
-                    out.append((("propagated", name, step), size_of(bare), not has_width(bare.axes)))
+        moved = difference(lowered, lowered.values[f"parameter/{name}/{step}"], start)
+        for i, use in enumerate(uses(capture, name, step)):
+            note("effect", step, share(capture, lowered, use, name, step, moved))
+            through = share(capture, lowered, use, name, step, start)
+            before = first[i] if i < len(first) else None
+            if through is not None and before is not None:
+                note("propagated", step, difference(lowered, through, before))
     return out
-
-
-def _without(
-    capture: Capture, lowered: Lowered, node: Any, shadows: Mapping[str, Any], first: str, start: Any, name: str, t: int
-) -> Value | MatrixValue | None:
-    """``op(p_0, x_t) - op(p_0, x_0)``, less what other parameters of the operation add: its share through p_0."""
-    frozen = replayed(capture, lowered, node, shadows)
-    other = next(
-        (u for u in uses(capture, lowered, name, t, zero_like(start)) if u.node.name == node.name), None
-    )
-    initial = next((u for u in uses(capture, lowered, name, 0, zero_like(start)) if u.node.name == first), None)
-    if other is None or initial is None:
-        return None
-    now = difference(lowered, frozen, replayed(capture, lowered, node, other.shadows))
-    then = difference(lowered, lowered.nodes[first], replayed(capture, lowered, initial.node, initial.shadows))
-    return None if now is None or then is None else difference(lowered, now, then)
 
 
 def _reasons(capture: Capture, lowered: Lowered) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tpcompile.errors import UndeterminedLimitError, UsageError
 from tpcompile.laws import Law
 from tpcompile.lowering.value import HALF
 from tpcompile.parametrization.measure import Shift, Sizes, measure
-from tpcompile.parametrization.report import Report, first_exponent, largest_exponent
+from tpcompile.parametrization.report import Report, largest_exponent
 from tpcompile.parametrization.verify import captured, init_exponent, make_report, parameter_names
 
 _MOST_ROUNDS = 40
@@ -149,40 +149,69 @@ def mup(
 
 
 def solve(setup: Capture) -> Rules:
-    """The rules of a captured setup."""
-    names = parameter_names(setup)
-    shifts = {name: Shift() for name in names if f"parameter/{name}/1" in setup.outputs}
+    """The rules of a captured setup: moves of single exponents, each traced again, until nothing is left to move."""
+    names = [name for name in parameter_names(setup) if f"parameter/{name}/1" in setup.outputs]
+    shifts = {name: Shift() for name in names}
+    late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
+    moves: dict[str, Shift] = {}
     for _ in range(_MOST_ROUNDS):
         sizes = measure(setup, shifts, deepest=2 * HALF)
-        moved = {name: _moved(setup, sizes, name, shift) for name, shift in shifts.items()}
-        if moved == shifts:
+        random = [name for name in names if init_exponent(setup, name) != -math.inf]
+        moves = _first_effects(setup, sizes, [name for name in names if name not in late])
+        if not moves:
+            moves, grown = _growth(setup, sizes, names, random)
+            late |= grown
+        moves = moves or _small(setup, sizes, sorted(late), random)
+        if not moves:
             return _rules(setup, shifts)
-        shifts = moved
-    open_names = [name for name in shifts if shifts[name] != _moved(setup, sizes, name, shifts[name])]
+        shifts = {n: Shift(s.init - m.init, s.rate - m.rate) for n, s in shifts.items() for m in (moves.get(n, Shift()),)}
     raise UndeterminedLimitError(
         f"no maximal update parametrization found in {_MOST_ROUNDS} rounds",
-        where=", ".join(open_names[:3]),
+        where=", ".join(list(moves)[:3]),
         advice="print tp.verify(...) to see which value is undecided or grows whatever the parameters' scales",
     )
 
 
-def _moved(setup: Capture, sizes: Sizes, name: str, shift: Shift) -> Shift:
-    """The shift that makes a parameter's own sizes Θ(1), as far as the present linear pieces reach."""
-    init, rate = shift.init, shift.rate
-    start = sizes["start", name, 0]
-    if init_exponent(setup, name) != -math.inf and start.exponent != -math.inf:
-        through = largest_exponent((start, *(sizes["propagated", name, t] for t in range(1, setup.steps + 1))))
-        if through is None:  # a later step is undecided, by a blow-up perhaps that this very change mends
-            through = start.exponent
-        if through not in (None, -math.inf):
-            init -= Fraction(through)
-    effect = first_exponent(tuple(sizes["effect", name, t] for t in range(1, setup.steps + 1)))
-    if effect is None:
-        bound = sizes["effect", name, 1].bound
-        effect = bound if math.isfinite(bound) and bound > 0 else None
-    if effect not in (None, -math.inf):
-        rate -= Fraction(effect)
-    return Shift(init, rate)
+def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[str, Shift]:
+    """Learning rates at which the first effect is Θ(1); where only a bound is known, at which it is O(1)."""
+    moves = {}
+    for name in names:
+        effects = (sizes["effect", name, t] for t in range(1, setup.steps + 1))
+        first = next((s.bound for s in effects if s.exponent != -math.inf), -math.inf)
+        if math.isfinite(first) and first != 0:
+            moves[name] = Shift(rate=Fraction(first))
+    return moves
+
+
+def _growth(
+    setup: Capture, sizes: Sizes, names: Sequence[str], random: Sequence[str]
+) -> tuple[dict[str, Shift], frozenset[str]]:
+    """What grows at the first step at which anything does: updates, or else initial values that pass changes on.
+
+    Initial values are scaled down by n^(1/2) at most, what alignment adds to a random sum: the rest is what other
+    parameters have done, and the next round shows it. Also the names of the parameters whose updates grow.
+    """
+    for step in range(setup.steps + 1):
+        large = {n: e for n in names if (e := sizes["effect", n, step].exponent) is not None and e > 0}
+        if large:
+            return {n: Shift(rate=Fraction(e)) for n, e in large.items()}, frozenset(large)
+        passed = {n: sizes["propagated" if step else "start", n, step].exponent for n in random}
+        grown = {n: e for n, e in passed.items() if e is not None and e > 0}
+        if grown:
+            return {n: Shift(init=min(Fraction(e), HALF)) for n, e in grown.items()}, frozenset()
+    return {}, frozenset()
+
+
+def _small(setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[str]) -> dict[str, Shift]:
+    """Initial values and, of the parameters that move most later on, learning rates that could be larger."""
+    steps = range(1, setup.steps + 1)
+    passes = {n: [sizes["start", n, 0], *(sizes["propagated", n, t] for t in steps)] for n in random}
+    inits = {n: max(s.bound for s in p) for n, p in passes.items() if all(s.exact for s in p[:2])}
+    moves = {n: Shift(init=Fraction(e)) for n, e in inits.items() if -math.inf < e < 0}
+    if moves:
+        return moves
+    rates = {n: largest_exponent(tuple(sizes["effect", n, t] for t in steps)) for n in late}
+    return {n: Shift(rate=Fraction(e)) for n, e in rates.items() if e is not None and -math.inf < e < 0}
 
 
 def _rules(setup: Capture, shifts: Mapping[str, Shift]) -> Rules:
