@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpcompile.capture.graph import GraphNode, Origin, Ref, Size
+from tpcompile.capture.graph import Complement, GraphNode, Origin, Ref, Size
 from tpcompile.capture.powers import power_of, size_of
 from tpcompile.capture.unroll import ProbeTrace
 from tpcompile.errors import FactoryError
@@ -221,6 +221,9 @@ class _Comparison:
             raise self._error(f"has an argument that changes with the width ({self._show(values)})")
         scaled = power_of(values, self.widths)
         if scaled is None:
+            less = power_of([1 - v for v in values], self.widths, tolerance=1e-6)
+            if less is not None:
+                return Complement(less)
             raise self._error(
                 f"has an argument that is not c * n^e, a constant times a power of the width ({self._show(values)})"
             )

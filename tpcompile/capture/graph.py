@@ -22,6 +22,13 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Complement:
+    """A number ``1 - coefficient * n**exponent``, as decoupled weight decay makes of a learning rate."""
+
+    less: Scaled
+
+
+@dataclass(frozen=True)
 class Size:
     """The length of an axis, ``coefficient * n**power``; ``power`` 0 is a finite axis."""
 

@@ -51,20 +51,16 @@ class Updates:
 
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     kind: type[torch.optim.Optimizer] | None = None
+    optimizer: torch.optim.Optimizer | None = None  # the user's own, whose step is traced where there is no rule here
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        return {name: float(group["lr"]) for name, group in self.groups.items()}
+        return {name: float(group["lr"]) for name, group in self.groups.items() if "lr" in group}
 
-    def check_supported(self) -> None:
-        """Raise unless there is an update rule for the optimizer's type."""
-        if self.kind is not None and self.kind not in _RULES:
-            known = ", ".join(sorted(k.__name__ for k in _RULES))
-            raise CaptureError(
-                f"no update rule for optimizer type {self.kind.__module__}.{self.kind.__qualname__}",
-                where="the optimizer",
-                advice=f"supported: {known}",
-            )
+    @property
+    def has_rule(self) -> bool:
+        """True if the update is written here, and not traced from the optimizer's own step."""
+        return self.kind in _RULES
 
     def apply(self, name: str, p: Tensor, grad: Tensor, state: State, t: int) -> tuple[Tensor, State]:
         """One parameter's new value and optimizer state after step ``t``."""
@@ -88,7 +84,7 @@ def read_optimizer(optimizer: torch.optim.Optimizer | None, model: torch.nn.Modu
                     advice="build the optimizer from the parameters of the model that the factory returns",
                 )
             groups[names[id(p)]] = settings
-    return Updates(groups, type(optimizer))
+    return Updates(groups, type(optimizer), optimizer)
 
 
 def _number(value: Any) -> Any:

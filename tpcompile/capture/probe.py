@@ -78,8 +78,6 @@ def build(arguments: Arguments, width: int) -> Probe:
             advice="return (model, optimizer) from the factory or pass optimizer=lambda params: torch.optim.SGD(...)",
         )
     updates = read_optimizer(optimizer, module)
-    if arguments.steps > 0:
-        updates.check_supported()
     return Probe(width, recording, module, updates)
 
 

@@ -130,9 +130,10 @@ class Tracer(TorchDispatchMode):
                 advice="assign it as an attribute of a module (or use nn.ParameterList instead of a list)",
             )
         name = f"constant_{len(self.constants)}"
-        self.constants[name] = tensor.detach()
+        value = tensor.detach().clone() if self.position.phase == "update" else tensor.detach()  # counters change
+        self.constants[name] = value
         node = self.graph.create_node("get_attr", name, name=name)
-        node.meta.update(constant=True, value=tensor.detach())
+        node.meta.update(constant=True, value=value)
         self._describe(node, tensor)
         self._tagged.append(tensor)
         return node
@@ -169,6 +170,11 @@ class Tracer(TorchDispatchMode):
                 advice="avoid .item(), bool(tensor), `if tensor:` and boolean indexing on values in forward",
             )
         mutated = self._mutated(func, facts, args, kwargs)
+        if mutated and self.position.phase == "update" and self._counts(node_args, node_kwargs, mutated):
+            out = func(*args, **kwargs)  # a step counter of the optimizer: a constant again, with another value
+            for tensor in mutated:
+                delattr(tensor, _ATTRIBUTE)
+            return out
         if mutated:
             self.mutates = True
             self._check_mutation(func, mutated)
@@ -211,6 +217,11 @@ class Tracer(TorchDispatchMode):
             values += [args[i] for i in _HIDDEN_MUTATION[func]]
         flat = [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
         return [v for v in flat if isinstance(v, torch.Tensor)]
+
+    def _counts(self, node_args: Any, node_kwargs: Any, mutated: list[torch.Tensor]) -> bool:
+        """True if single numbers that do not depend on the data change in place."""
+        constant = self._is_constant(node_args) and self._is_constant(node_kwargs)
+        return constant and all(t.numel() == 1 for t in mutated)
 
     def _check_mutation(self, func: Any, mutated: list[torch.Tensor]) -> None:
         for tensor in mutated:

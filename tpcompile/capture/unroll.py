@@ -17,6 +17,7 @@ from tpcompile.capture.forward import Model, snapshot
 from tpcompile.capture.functionalize import functionalized
 from tpcompile.capture.optimizers import State, Updates
 from tpcompile.capture.origin import Position, reraise
+from tpcompile.capture.stepper import Stepper
 from tpcompile.capture.tangent import jacobians
 from tpcompile.capture.tracer import ReadGuard, Tracer
 from tpcompile.capture.variation import variation
@@ -93,6 +94,9 @@ class _Run:
         self.buffers = {n: self._input("buffer", n, b) for n, b in module.named_buffers()}
         self.data = {n: self._input("data", n, self._cast(v)) for n, v in self._data().items()}
         self.states: dict[str, State] = {n: {} for n in self.trained}
+        self.stepper: Stepper | None = None
+        if arguments.steps and updates.optimizer is not None and not updates.has_rule:
+            self.stepper = Stepper(updates.optimizer, {id(p): n for n, p in named.items()}, self.position)
         self.directions: dict[str, Tensor] = {}
         if arguments.variation:
             self.directions = {n: self._input("direction", n, torch.randn_like(named[n])) for n in self.moving}
@@ -233,6 +237,11 @@ class _Run:
                 advice="check for detach(), torch.no_grad() and requires_grad=False in the model",
             )
         self.position.phase = "update"
+        if self.stepper is not None:
+            self.parameters |= self.stepper.step(
+                self.parameters, {n: g for n, g in zip(names, grads, strict=True) if g is not None}
+            )
+            return
         with torch.no_grad():
             for name, grad in zip(names, grads, strict=True):
                 if grad is not None:  # as torch.optim, which leaves parameters without gradient alone

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tpcompile.analysis.semantics import constant_value
-from tpcompile.capture.graph import GraphNode, Scaled, Size
+from tpcompile.capture.graph import Complement, GraphNode, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dims, Finite, Fluctuation, Init, Node, Op, Slice, Unslice, Width, reachable
 from tpcompile.lowering.algebra import Algebra
@@ -93,6 +93,10 @@ class Context:
         """A Python number or a scaled one as a value."""
         if isinstance(x, Scaled):
             return self.algebra.number(x.coefficient, x.exponent)
+        if isinstance(x, Complement):
+            return self.algebra.add(
+                (1.0, self.algebra.number(1.0)), (-1.0, self.algebra.number(x.less.coefficient, x.less.exponent))
+            )
         return self.algebra.number(float(x))
 
     def constant(self, node: Node) -> Value:
@@ -159,8 +163,10 @@ class Context:
 
     def times(self, a: Any, b: Any) -> AnyValue:
         """``a * b`` with broadcasting; two vectors of crossing width axes make an outer product."""
-        if isinstance(a, int | float | Scaled):
+        if isinstance(a, int | float | Scaled | Complement):
             a, b = b, a
+        if isinstance(b, Complement):
+            return self.add(a, self.negate(self.times(a, b.less)))
         if isinstance(b, int | float | Scaled):
             c, e = (b.coefficient, b.exponent) if isinstance(b, Scaled) else (float(b), Fraction(0))
             a = self.any(a)

@@ -1,0 +1,63 @@
+"""The user's real optimizer, run on traced parameters and gradients: any ``step`` made of tensor operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcompile.capture.origin import Position, reraise
+from tpcompile.errors import CaptureError
+
+_PLAIN = {"foreach": False, "fused": False, "capturable": False, "differentiable": False}  # torch's simplest code
+_REFUSED = ("LBFGS", "SparseAdam")
+
+
+class Stepper:
+    """One optimizer of one probe, with its own groups and state; its parameters are exchanged at every step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str], position: Position) -> None:
+        self._optimizer = optimizer
+        self._position = position
+        self._groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+        self._of_torch = type(optimizer).__module__.startswith("torch.optim")
+        self._started = False
+        self._state: dict[str, Any] = {names[id(p)]: s for p, s in optimizer.state.items() if id(p) in names}
+        if type(optimizer).__name__ in _REFUSED:
+            raise CaptureError(
+                f"the optimizer {type(optimizer).__name__} cannot be traced", where="the optimizer",
+                advice="use one whose step is one update from one gradient",
+            )  # fmt: skip
+        for group in optimizer.param_groups:
+            group.update({key: value for key, value in _PLAIN.items() if key in group})
+
+    def step(self, parameters: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters after one step; those without a gradient stay as they are."""
+        optimizer = self._optimizer
+        moved = {name: parameters[name].detach().clone() for names in self._groups for name in names}
+        for group, names in zip(optimizer.param_groups, self._groups, strict=True):
+            group["params"] = [moved[name] for name in names]
+        if not self._started:  # what the constructor has made is changed in place from now on
+            self._state = {name: _copied(state) for name, state in self._state.items()}
+            self._started = True
+        optimizer.state.clear()
+        optimizer.state.update({moved[name]: state for name, state in self._state.items()})
+        rounds = [[name] for name in moved if name in grads] if self._of_torch else [list(grads)]
+        for names in rounds:  # torch's own optimizers one parameter at a time, so that the trace knows whose turn it is
+            self._position.parameter = names[0] if len(names) == 1 else ""
+            for name in names:
+                moved[name].grad = grads[name]
+            try:
+                optimizer.step()
+            except Exception as error:
+                reraise(error, self._position, f"the step of {type(optimizer).__name__} cannot be traced")
+            for name in names:
+                moved[name].grad = None
+        self._state = {name: optimizer.state[p] for name, p in moved.items() if p in optimizer.state}
+        return {name: moved[name] for name in grads}
+
+
+def _copied(state: Any) -> Any:
+    return {k: v.clone() if isinstance(v, Tensor) and v.numel() > 1 else v for k, v in state.items()}
