@@ -180,6 +180,18 @@ def test_inspect(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
         (["compile", "{}/net.py:make", "--inputs", "{}/net.py"], ["net.py", "cannot read"]),
         (["compile", "{}/net.py:make", "--plot", "{}/no/a.png"], ["folder does not exist"]),
         (["compile", "{}/net.py:make", "--save", "{}"], ["it is a folder"]),
+        (["kernel", "{}/bare.py:make"], ["inputs", "--inputs"]),
+        (["kernel", "{}/net.py:bare", "--which", "nnpg"], ["nnpg"]),
+        (["kernel", "{}/net.py:bare", "--out", "{}/k.csv"], [".npz or .zarr"]),
+        (["kernel", "{}/net.py:bare", "--out", "{}/no/k.zarr"], ["folder does not exist"]),
+        (["kernel", "{}/net.py:bare", "--plot", "{}/k.xyz"], ["k.xyz"]),
+        (["kernel", "{}/net.py:bare", "--diagonal", "--cross"], ["exclude"]),
+        (["kernel", "{}/net.py:bare", "--block", "0"], ["block"]),
+        (["kernel", "{}/net.py:bare", "--replicas", "0"], ["replicas"]),
+        (["kernel", "{}/net.py:bare", "--data", "{}/none.npz"], ["none.npz"]),
+        (["kernel", "{}/net.py:make", "--lr", "0.1"], ["optimizer"]),
+        (["kernel", "{}/empty.py:make"], ["inputs is empty"]),
+        (["kernel", "{}/text.py:make"], ["inputs must be a tensor"]),
         (["inspect", "{}/net.py:make", "--step", "7"], ["no step 7", "0 to 2"]),
         (["inspect", "{}/net.py:make", "--value", "%999"], ["%999", "values are %0 to"]),
         (["inspect", "{}/net.py:make", "--value", "los/1"], ["did you mean 'loss/1'?"]),
@@ -198,6 +210,8 @@ def test_bad_usage_is_one_line(
     (tmp_path / "syntax.py").write_text("x = 1\ndef make(:\n")
     (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "bare.py").write_text("def make(width): ...\n")
+    (tmp_path / "empty.py").write_text(MODEL + "inputs = inputs[:0]\n")
+    (tmp_path / "text.py").write_text(MODEL + "inputs = 'images'\n")
     err = fails(capsys, *(arg.replace("{}", str(tmp_path)) for arg in args))
     for word in words:
         assert word in err
@@ -215,9 +229,10 @@ def test_the_file_leaves_nothing_behind(model: str, tmp_path: Path, capsys: pyte
 def test_help_and_version() -> None:
     runner = CliRunner()
     for args, words in [
-        (["--help"], ["compile", "inspect", "--version"]),
+        (["--help"], ["compile", "inspect", "kernel", "--version"]),
         (["compile", "--help"], ["--particles", "--simulate"]),
         (["inspect", "--help"], ["--summary", "--value"]),
+        (["kernel", "--help"], ["--which", "--data", "--out"]),
         (["--version"], [tp.__version__]),
     ]:
         result = runner.invoke(app, args, env={"COLUMNS": "200", "TERM": "dumb"})

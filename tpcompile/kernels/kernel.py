@@ -130,6 +130,8 @@ class Kernel(Uses):
             raise UsageError("a diagonal is of one set of inputs with itself, found x2 beside x1")
         if block is not None and block < 1:
             raise UsageError(f"block must be at least 1, found {block}")
+        if samples < 1 or replicas < 1:
+            raise UsageError(f"samples and replicas must be at least 1, found {samples} and {replicas}")
         check_input(x1, self.example, "x1")
         if x2 is not None:
             check_input(x2, self.example, "x2")

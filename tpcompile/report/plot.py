@@ -13,7 +13,7 @@ from tpcompile.report.tables import chosen_steps, entry_name
 from tpcompile.results import LimitResult, Result, SimulationResult
 
 MAX_CURVES, MAX_ACTIVATIONS = 8, 4
-_LIMIT_COLOUR, _GRID = "#1a1a1a", "#e6e6e6"
+LIMIT_COLOUR, GRID = "#1a1a1a", "#e6e6e6"
 _CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b6b6b")  # Okabe & Ito
 
 
@@ -25,14 +25,14 @@ def plot_training(result: Result, simulations: Sequence[SimulationResult] = (), 
     Returns the matplotlib figure, and writes it to ``path`` where given. Raises :class:`MissingExtraError`
     without matplotlib.
     """
-    figure_class = _figure_class()
+    make_figure = figure_class()
     names = [result.activations[i] for i in chosen_steps(len(result.activations) - 1, MAX_ACTIVATIONS)]
     names = names if result.activations else []
     show_loss = result.loss is not None and result.steps > 0
     panels = [*(["loss"] if show_loss else []), "outputs"]
     width = 10.0
     heights = [3.3, *([3.9] if names else [])]
-    figure = figure_class(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
+    figure = make_figure(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     axes = rows[0].subplots(1, len(panels), squeeze=False)[0]
@@ -53,7 +53,8 @@ def chosen_outputs(result: Result, most: int = MAX_CURVES) -> list[int]:
     return [order[i] for i in chosen_steps(len(order) - 1, most)]
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """matplotlib's Figure. Raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -76,8 +77,8 @@ def _draw_loss(axis: Any, result: Result, simulations: Sequence[SimulationResult
     loss = result.loss.numpy()
     if result.loss_stderr is not None and bool((result.loss_stderr > 0).any()):
         band = 2 * result.loss_stderr.numpy()
-        axis.fill_between(steps, loss - band, loss + band, color=_LIMIT_COLOUR, alpha=0.2, lw=0)
-    axis.plot(steps, loss, color=_LIMIT_COLOUR, lw=2.2, marker="o", ms=3.5, label=_label(result), zorder=5)
+        axis.fill_between(steps, loss - band, loss + band, color=LIMIT_COLOUR, alpha=0.2, lw=0)
+    axis.plot(steps, loss, color=LIMIT_COLOUR, lw=2.2, marker="o", ms=3.5, label=_label(result), zorder=5)
     _style(axis, "Training loss", "step", "loss", result.steps)
     positive = bool((result.loss > 0).all()) and bool(torch.isfinite(result.loss).all())
     if positive and float(result.loss.max() / result.loss.min()) > 30:
@@ -130,7 +131,7 @@ def _draw_kernels(figure: Any, result: Result, names: list[str]) -> None:
             image = axis.imshow(shown[row].numpy(), interpolation="nearest", **scale)
             if count < shown.shape[-1]:  # between inputs and test inputs
                 for line in (axis.axhline, axis.axvline):
-                    line(count - 0.5, color="white" if not signed else _LIMIT_COLOUR, lw=0.9)
+                    line(count - 0.5, color="white" if not signed else LIMIT_COLOUR, lw=0.9)
             axis.set_xticks([])
             axis.set_yticks([])
             for side in axis.spines.values():
@@ -158,7 +159,7 @@ def _style(axis: Any, title: str, xlabel: str, ylabel: str, steps: int) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if steps:
         axis.set_xlim(0, steps)
-    axis.grid(color=_GRID, lw=0.8)
+    axis.grid(color=GRID, lw=0.8)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

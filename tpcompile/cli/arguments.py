@@ -1,0 +1,64 @@
+"""What the user's file and the options say together: the arguments of the Python functions behind the verbs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tpcompile
+from tpcompile.cli.options import integers
+from tpcompile.compiled import Compiled
+from tpcompile.errors import UsageError
+from tpcompile.userfile import DATA_NAMES, Setup, read_data, user_file
+
+
+@contextmanager
+def compiled(
+    target: str, steps: int | None, loss: str | None, lr: float | None, inputs: Path | None, widths: str | None
+) -> Iterator[Compiled]:
+    """The compiled model of a file; its folder stays on ``sys.path`` inside the context."""
+    with user_file(target) as setup:
+        found = with_data(setup, target, inputs)
+        if loss is not None:
+            found["loss"] = _loss(loss)
+        if lr is not None:
+            found["optimizer"] = sgd(lr)
+        if steps is not None:
+            found["steps"] = steps
+        chosen = None if widths is None else integers(widths, "--widths")
+        yield tpcompile.compile(setup.make, **found, widths=chosen)
+
+
+def with_data(setup: Setup, target: str, inputs: Path | None) -> dict[str, Any]:
+    """The arguments of the file, its data replaced by that of ``--inputs`` where given. UsageError without inputs."""
+    found = dict(setup.arguments)
+    if inputs is not None:
+        found = {name: value for name, value in found.items() if name not in DATA_NAMES} | read_data(inputs)
+    if found.get("inputs") is None:
+        raise UsageError(
+            f"{target.rpartition(':')[0] or target} defines no 'inputs'",
+            advice="define inputs = <tensor> in it, or give --inputs FILE.npz",
+        )
+    return found
+
+
+def sgd(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
+    """The optimizer of ``--lr``."""
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr)
+
+
+def _loss(name: str) -> Callable[..., Any]:
+    functions = torch.nn.functional
+    found = getattr(functions, name, None)
+    if callable(found) and not name.startswith("_"):
+        return found
+    known = [n for n in dir(functions) if n.endswith("_loss") or n.endswith("entropy")]
+    near = difflib.get_close_matches(name, known, n=1)
+    raise UsageError(
+        f"torch.nn.functional has no '{name}'", where="--loss", advice=f"did you mean '{near[0]}'?" if near else None
+    )
