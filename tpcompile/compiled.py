@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +18,12 @@ from tpcompile.evaluate.limit import Estimate, Settings, Tick, estimate
 from tpcompile.evaluate.memory import parse_bytes
 from tpcompile.ir import Program
 from tpcompile.laws import Law
+from tpcompile.lowering.periodic import SHORT, NotPeriodicError, continued
 from tpcompile.lowering.request import Compilation, compile_capture
 from tpcompile.results import LimitResult, SimulationResult, TangentKernel
+
+UNROLLED = 24
+"""Longer training runs are compiled from their first steps where these repeat."""
 
 Batches = Tensor | Sequence[Tensor]
 
@@ -46,7 +51,7 @@ class Compiled:
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The traced torch.fx graph at the first probe width."""
+        """The traced torch.fx graph at the first probe width; of a long run the first steps, which repeat."""
         return self.capture.graph_module
 
     @property
@@ -93,8 +98,13 @@ class Compiled:
 
     def tangent(self, settings: Settings, progress: Tick | None = None) -> TangentKernel:
         """The tangent kernel at every step, by parameter; traced and evaluated on first use."""
-        with_jacobians = _capture(self, tangent=True)
-        program = compile_capture(with_jacobians, only=("ntk", "tangent", "outputs", "test_outputs")).program
+
+        def trace(steps: int) -> Capture:
+            data = (self.inputs, self.targets, self.loss, self.optimizer, steps, self.test_inputs)
+            return capture(self.make, *data, init=self.init, widths=self.widths, tangent=True)
+
+        only = ("ntk", "tangent", "outputs", "test_outputs")
+        program = _compiled(trace, self.steps, self.inputs, only)[1].program
         found = estimate(program, settings, (), progress)
         total = torch.stack([_blocks(found.stderr[f"tangent/{t}"]) for t in range(self.steps + 1)])
         return TangentKernel(_shares(found.mean), _shares(found.stderr), total)
@@ -144,8 +154,11 @@ def compile(
     ``widths`` the probe widths. Raises a :class:`TpcompileError` that names the place for anything that has no limit
     or cannot be traced.
     """
-    captured = capture(make, inputs, targets, loss, optimizer, steps, test_inputs, init=init, widths=widths)
-    compilation = compile_capture(captured)
+    captured, compilation = _compiled(
+        lambda count: capture(make, inputs, targets, loss, optimizer, count, test_inputs, init=init, widths=widths),
+        steps,
+        inputs,
+    )
     return Compiled(
         make,
         inputs,
@@ -161,19 +174,17 @@ def compile(
     )
 
 
-def _capture(c: Compiled, tangent: bool) -> Capture:
-    return capture(
-        c.make,
-        c.inputs,
-        c.targets,
-        c.loss,
-        c.optimizer,
-        c.steps,
-        c.test_inputs,
-        init=c.init,
-        widths=c.widths,
-        tangent=tangent,
-    )
+def _compiled(
+    trace: Callable[[int], Capture], steps: int, inputs: Batches, only: tuple[str, ...] = ()
+) -> tuple[Capture, Compilation]:
+    """The program of a training run: of all its steps, or of a few that are seen to repeat and are continued."""
+    if steps > UNROLLED and isinstance(inputs, Tensor):
+        captured = trace(SHORT)
+        compilation = compile_capture(captured, only)
+        with suppress(NotPeriodicError):
+            return captured, replace(compilation, program=continued(compilation.program, steps))
+    captured = trace(steps)
+    return captured, compile_capture(captured, only)
 
 
 def _settings(

@@ -97,11 +97,7 @@ class Parity:
         """Signatures in terms of the copies that the letters name."""
         at = [letters.index(letter) for letter, d in zip(word, node.dims, strict=True) if isinstance(d, Width)]
         if node.kind == "matrix":
-            return (
-                self.signatures(node)
-                if at == [0, 1]
-                else _renamed(self.signatures(node), _SWAP)
-            )
+            return self.signatures(node) if at == [0, 1] else _renamed(self.signatures(node), _SWAP)
         return _renamed(self.signatures(node), {"": _SIDES[at[0]]}) if at else frozenset([EVEN])
 
     def products(self, factors: tuple[Node, ...]) -> frozenset[Signature]:

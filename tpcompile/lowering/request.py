@@ -66,6 +66,19 @@ def compile_capture(capture: Capture, only: tuple[str, ...] = ()) -> Compilation
             )
 
 
+def split_name(name: str) -> tuple[str, int]:
+    """The name of an output as that of the quantity, with ``*`` for the step, and the step."""
+    behind = 2 if name.startswith(("kernel/", "change/")) else 1
+    before, step, *after = name.rsplit("/", behind)
+    return "/".join([before, "*", *after]), int(step)
+
+
+def name_at(quantity: str, step: int) -> str:
+    """Inverse of :func:`split_name`."""
+    head, _, tail = quantity.rpartition("*")
+    return f"{head}{step}{tail}"
+
+
 def _check_no_fluctuations(outputs: Mapping[str, Output]) -> None:
     for name, out in outputs.items():
         if out.limit is not None and any(isinstance(x.op, Fluctuation) for x in reachable([out.limit])):

@@ -17,6 +17,7 @@ from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, finite_size
 from tpcompile.evaluate.exact.degrees import Degrees, coefficients
 from tpcompile.evaluate.exact.generators import Generators, LinearMap, Side, form_covariance, padded
+from tpcompile.evaluate.exact.histories import Accumulated, Pairing, find_pairs
 from tpcompile.evaluate.plan import Evaluation, Plan
 from tpcompile.ir import (
     Concat,
@@ -42,6 +43,9 @@ class LinearRun(Evaluation):
         super().__init__(plan, torch.float64, seed=0)
         self.degrees = degrees
         self.generators = {d: Generators() for d in plan.domains.all()}
+        # with an ensemble a history may be continued more than once, from several beginnings
+        pairing = Pairing({}, {}, {}) if plan.scalars else find_pairs(plan)
+        self.accumulated = Accumulated(pairing)
         self.matrices: dict[tuple[Node, int], LinearMap] = {}
         for matrix, domains in plan.domains.sides.items():
             assert isinstance(matrix.op, Init)
@@ -52,8 +56,15 @@ class LinearRun(Evaluation):
                 self.matrices[matrix, f] = LinearMap(matrix.op.law.std, out, into, dot)
 
     def value(self, node: Node) -> Tensor:
-        op = node.op
+        op, pairing = node.op, self.accumulated.pairing
         match op:
+            case Contract() if node in pairing.products:
+                return self.accumulated.product(node, self.values)
+            case Contract() if node in pairing.inner:
+                return self.values[pairing.inner[node]]
+            case Concat() if node in pairing.histories:
+                self.accumulated.extend(node, self.values)
+                return torch.empty(0)
             case Data(name=name):
                 tensor = self.plan.program.data[name]
                 return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
