@@ -45,6 +45,11 @@ def test_snippet_of_the_kernels_page_runs() -> None:
     assert not kernel.sampled
 
 
+def test_snippet_of_the_parametrizations_page_runs() -> None:
+    (snippet,) = blocks((ROOT / "docs" / "parametrizations.md").read_text(encoding="utf-8"), "python")
+    exec(compile(snippet, "parametrizations.md", "exec"), {})
+
+
 def test_set_up_is_two_commands() -> None:
     install, tests = (b.strip() for b in blocks(README, "sh")[:2])
     assert install.startswith("python -m pip install '.[plot,digits]' && tpcompile compile examples/")

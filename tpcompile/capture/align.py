@@ -220,10 +220,11 @@ class _Comparison:
         if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
             raise self._error(f"has an argument that changes with the width ({self._show(values)})")
         scaled = power_of(values, self.widths)
-        if scaled is None:
+        if scaled is None and self.node.meta["origin"].phase == "update":  # a decoupled weight decay
             less = power_of([1 - v for v in values], self.widths, tolerance=1e-6)
             if less is not None:
                 return Complement(less)
+        if scaled is None:
             raise self._error(
                 f"has an argument that is not c * n^e, a constant times a power of the width ({self._show(values)})"
             )

@@ -40,11 +40,11 @@ class Stepper:
         for group, names in zip(optimizer.param_groups, self._groups, strict=True):
             group["params"] = [moved[name] for name in names]
         if not self._started:  # what the constructor has made is changed in place from now on
-            self._state = {name: _copied(state) for name, state in self._state.items()}
+            self._state = {name: _started(state, moved[name]) for name, state in self._state.items()}
             self._started = True
         optimizer.state.clear()
         optimizer.state.update({moved[name]: state for name, state in self._state.items()})
-        rounds = [[name] for name in moved if name in grads] if self._of_torch else [list(grads)]
+        rounds = [[name] for name in parameters if name in grads and name in moved] if self._of_torch else [list(grads)]
         for names in rounds:  # torch's own optimizers one parameter at a time, so that the trace knows whose turn it is
             self._position.parameter = names[0] if len(names) == 1 else ""
             for name in names:
@@ -59,5 +59,13 @@ class Stepper:
         return {name: moved[name] for name in grads}
 
 
-def _copied(state: Any) -> Any:
-    return {k: v.clone() if isinstance(v, Tensor) and v.numel() > 1 else v for k, v in state.items()}
+def _started(state: Mapping[str, Any], p: Tensor) -> dict[str, Any]:
+    """The state of one parameter with values of the trace in place of whole tensors."""
+
+    def traced(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        first = value.flatten()[0]
+        return torch.full_like(p, first.item()) if bool((value == first).all()) else p * 0 + value
+
+    return {key: traced(value) for key, value in state.items()}

@@ -221,7 +221,7 @@ class Tracer(TorchDispatchMode):
     def _counts(self, node_args: Any, node_kwargs: Any, mutated: list[torch.Tensor]) -> bool:
         """True if single numbers that do not depend on the data change in place."""
         constant = self._is_constant(node_args) and self._is_constant(node_kwargs)
-        return constant and all(t.numel() == 1 for t in mutated)
+        return constant and all(t.dim() == 0 and self.node_of(t).target not in _VALUE_FREE for t in mutated)
 
     def _check_mutation(self, func: Any, mutated: list[torch.Tensor]) -> None:
         for tensor in mutated:

@@ -22,6 +22,15 @@ def compiled(
     target: str, steps: int | None, loss: str | None, lr: float | None, inputs: Path | None, widths: str | None
 ) -> Iterator[Compiled]:
     """The compiled model of a file; its folder stays on ``sys.path`` inside the context."""
+    with training_run(target, steps, loss, lr, inputs, widths) as (make, found):
+        yield tpcompile.compile(make, **found)
+
+
+@contextmanager
+def training_run(
+    target: str, steps: int | None, loss: str | None, lr: float | None, inputs: Path | None, widths: str | None
+) -> Iterator[tuple[Callable[[int], Any], dict[str, Any]]]:
+    """The factory of a file and the arguments of its training run, options before the file's own."""
     with user_file(target) as setup:
         found = with_data(setup, target, inputs)
         if loss is not None:
@@ -30,8 +39,7 @@ def compiled(
             found["optimizer"] = sgd(lr)
         if steps is not None:
             found["steps"] = steps
-        chosen = None if widths is None else integers(widths, "--widths")
-        yield tpcompile.compile(setup.make, **found, widths=chosen)
+        yield setup.make, found | {"widths": None if widths is None else integers(widths, "--widths")}
 
 
 def with_data(setup: Setup, target: str, inputs: Path | None) -> dict[str, Any]:

@@ -67,10 +67,7 @@ def _power(name: str, order: int, params: Mapping[str, Any], side: float) -> tup
 
 def _symmetric(f: Functions, x: Value, power: int, even: bool) -> Value:
     """``|x|**power``, times the sign of x unless even."""
-    if even == (power % 2 == 0):
-        out = f.a.number(1.0, axes=x.axes)
-    else:
-        out = f.apply("sign", x)
+    out = f.a.number(1.0, axes=x.axes) if even == (power % 2 == 0) else f.apply("sign", x)
     for _ in range(power):
         out = f.a.mul(out, x)
     return out

@@ -41,7 +41,9 @@ class Lowered:
     undecided: Mapping[str, TpcompileError] = field(default_factory=dict)  # why nothing is known of a node
 
 
-_UPDATES = Fraction(8)  # orders kept on top in an updated parameter: a small update must not drown in the initial values
+_UPDATES = Fraction(
+    8
+)  # orders kept on top in an updated parameter: a small update must not drown in the initial values
 Adjustment = Callable[[Context, str, Any, Mapping[str, Any]], Any]  # node's name, its value, all values so far
 
 

@@ -50,8 +50,8 @@ class Pairs:
             size = t.exponent - HALF
             if top is None or size >= top:
                 raise UnsupportedOperationError(
-                    "an operation on a whole matrix of two growing axes that is neither linear nor a product with a vector: "
-                    "an entrywise function of its initial values",
+                    "an operation on a whole matrix of two growing axes that is neither linear nor a product with a "
+                    "vector: an entrywise function of its initial values",
                     where=self.a.place,
                     advice="decouple the weight decay from the gradient (AdamW), or scale it down with the width",
                 )

@@ -29,6 +29,13 @@ _ADDED: dict[str, dict[int, tuple[int, ...]]] = {
 }
 
 
+_SCALED = frozenset(("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar"))
+_SUMS = frozenset(("aten.add.Tensor", "aten.sub.Tensor"))
+_VIEWS = frozenset(
+    f"aten.{name}.default" for name in ("view", "_unsafe_view", "reshape", "permute", "squeeze", "unsqueeze", "clone")
+) | {"aten.transpose.int", "aten.t.default"}
+
+
 @dataclass(frozen=True)
 class Use:
     """An operation in which a parameter meets the data, and the operand that is the parameter or made of it."""
@@ -36,6 +43,7 @@ class Use:
     node: GraphNode
     operand: str
     made_of: tuple[GraphNode, ...]  # operations on parameters only on the way
+    then: tuple[GraphNode, ...] = ()  # multipliers, sums and views behind it, each the only reader of the one before
 
 
 def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
@@ -52,10 +60,32 @@ def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
             data.add(node.name)
         for operand in sorted(operands & way.keys()):
             if operands & data:
-                found.append(Use(node, operand, way[operand]))
+                found.append(Use(node, operand, way[operand], _behind(capture, node)))
             else:
                 way[node.name] = (*way[operand], node)
     return found
+
+
+def _behind(capture: Capture, node: GraphNode) -> tuple[GraphNode, ...]:
+    """What is linear behind an operation, up to the first other one or one that is read twice: its layer's output."""
+    origin = node.origin
+    readers: dict[str, list[GraphNode]] = {}
+    for other in capture.nodes:
+        if other.kind == "call" and (other.origin.phase, other.origin.step) == (origin.phase, origin.step):
+            for name in {*references(other.args)}:
+                readers.setdefault(name, []).append(other)
+    chain: list[GraphNode] = []
+    while len(following := readers.get(node.name, [])) == 1 and _is_linear(following[0], node.name):
+        node = following[0]
+        chain.append(node)
+    return tuple(chain)
+
+
+def _is_linear(node: GraphNode, operand: str) -> bool:
+    target = str(node.target)
+    if target in _SCALED:
+        return len([*references(node.args)]) == 1
+    return target in _VIEWS or (target in _SUMS and [*references(node.args)].count(operand) == 1)
 
 
 def share(capture: Capture, lowered: Lowered, use: Use, parameter: str, step: int, value: AnyValue) -> AnyValue | None:
@@ -74,9 +104,21 @@ def share(capture: Capture, lowered: Lowered, use: Use, parameter: str, step: in
         for i in added[positions[0]]:
             if i < len(node.args) and isinstance(node.args[i], Ref):
                 shadows[node.args[i].name] = zero_like(lowered.nodes[node.args[i].name])
-        return first_result(replayed(capture, lowered, node, shadows))
+        return _through(capture, lowered, use, first_result(replayed(capture, lowered, node, shadows)))
     now, then = first_result(lowered.nodes[use.node.name]), first_result(replayed(capture, lowered, use.node, shadows))
-    return None if now is None or then is None else difference(lowered, now, then)
+    apart = None if now is None or then is None else difference(lowered, now, then)
+    return _through(capture, lowered, use, apart)
+
+
+def _through(capture: Capture, lowered: Lowered, use: Use, value: AnyValue | None) -> AnyValue | None:
+    """A part of an operation's output behind the multipliers and sums that follow, all that is added put to zero."""
+    name = use.node.name
+    for node in use.then:
+        if value is None:
+            return None
+        shadows = {x: value if x == name else zero_like(lowered.nodes[x]) for x in references(node.args)}
+        value, name = first_result(replayed(capture, lowered, node, shadows)), node.name
+    return value
 
 
 def replayed(capture: Capture, lowered: Lowered, node: GraphNode, other: Mapping[str, Any]) -> Any:

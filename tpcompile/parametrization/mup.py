@@ -51,7 +51,9 @@ class Rules(Mapping[str, Rule]):
 
     def __getitem__(self, name: str) -> Rule:
         if name not in self.rules:
-            raise UsageError(f"there is no parameter '{name}'", where="rules", advice=f"there are {', '.join(self.rules)}")
+            raise UsageError(
+                f"there is no parameter '{name}'", where="rules", advice=f"there are {', '.join(self.rules)}"
+            )
         return self.rules[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -69,7 +71,12 @@ class Rules(Mapping[str, Rule]):
         raise UsageError("no parameter of this model grows with the width", where="model")
 
     def param_groups(
-        self, model: nn.Module, lr: float, base_width: float, eps: float | None = None, weight_decay: float | None = None
+        self,
+        model: nn.Module,
+        lr: float,
+        base_width: float,
+        eps: float | None = None,
+        weight_decay: float | None = None,
     ) -> list[dict[str, Any]]:
         """Groups for ``torch.optim``: ``lr`` is the learning rate at ``base_width``, scaled for this model's width.
 
@@ -86,7 +93,8 @@ class Rules(Mapping[str, Rule]):
                 group["eps"] = eps * ratio ** float(rule.gradient_exponent or 0)
             if weight_decay is not None:
                 group["weight_decay"] = weight_decay * ratio ** float(-rule.lr_exponent)
-            groups.setdefault(tuple(group.values()), {"params": [], **group})["params"].append(p)
+            key = (rule.lr_exponent, rule.gradient_exponent if eps is not None else None)
+            groups.setdefault(key, {"params": [], **group})["params"].append(p)
         return list(groups.values())
 
     def apply_init_(self, model: nn.Module, base_width: float) -> nn.Module:
@@ -164,7 +172,9 @@ def solve(setup: Capture) -> Rules:
         moves = moves or _small(setup, sizes, sorted(late), random)
         if not moves:
             return _rules(setup, shifts)
-        shifts = {n: Shift(s.init - m.init, s.rate - m.rate) for n, s in shifts.items() for m in (moves.get(n, Shift()),)}
+        shifts = {
+            n: Shift(s.init - m.init, s.rate - m.rate) for n, s in shifts.items() for m in (moves.get(n, Shift()),)
+        }
     raise UndeterminedLimitError(
         f"no maximal update parametrization found in {_MOST_ROUNDS} rounds",
         where=", ".join(list(moves)[:3]),

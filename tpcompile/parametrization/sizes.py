@@ -61,6 +61,6 @@ def size_of(value: AnyValue, reason: str = "") -> Size:
 
 def better(a: Size, b: Size) -> Size:
     """What two lowerings of different depth say of one value."""
-    if a.exact or not b.exact and a.bound <= b.bound:
+    if a.exact or (not b.exact and a.bound <= b.bound):
         return a
     return b

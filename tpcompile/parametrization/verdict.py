@@ -20,7 +20,9 @@ class Verdict:
     problem: str | None
 
 
-def verdict(sizes: Sizes, activations: tuple[str, ...], steps: int, parameters: Mapping[str, ParameterReport]) -> Verdict:
+def verdict(
+    sizes: Sizes, activations: tuple[str, ...], steps: int, parameters: Mapping[str, ParameterReport]
+) -> Verdict:
     """The class of a parametrization.
 
     Stable: activations of growing width Θ(1) at initialisation (or exactly zero), finite ones O(1), every change O(1).

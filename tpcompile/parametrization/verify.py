@@ -14,7 +14,7 @@ from tpcompile.errors import UsageError
 from tpcompile.laws import Constant, Law
 from tpcompile.parametrization.measure import Shift, Sizes, measure
 from tpcompile.parametrization.report import ParameterReport, Report, first_exponent, largest_exponent
-from tpcompile.parametrization.sizes import Exponent
+from tpcompile.parametrization.sizes import Exponent, Size
 from tpcompile.parametrization.verdict import verdict
 
 Batches = Tensor | Sequence[Tensor]
@@ -33,7 +33,8 @@ def verify(
 ) -> Report:
     """Exponents of every activation, gradient and update over ``steps`` training steps, and the verdict.
 
-    Arguments as of :func:`tpcompile.compile`. Sources: Tensor Programs IV (2011.14522), IVb (2308.01814), V (2203.03466).
+    Arguments as of :func:`tpcompile.compile`; any optimizer whose step is made of tensor operations. Sources: Tensor
+    Programs IV (2011.14522), IVb (2308.01814), V (2203.03466).
     Raises a :class:`~tpcompile.errors.TpcompileError` where the model cannot be captured; an operation that cannot be
     followed makes what comes after it undecided, and the report says so.
     """
@@ -140,8 +141,11 @@ def _notes(parameters: Mapping[str, ParameterReport], sizes: Sizes, setup: Captu
     start = sizes["value", "outputs", 0].exponent
     if start is not None and -math.inf < start < 0:
         notes.append(f"the outputs at initialisation are n^{start}: a transient that training replaces, not a fault")
-    still = [p.name for p in parameters.values() if p.lr_exponent is not None and p.effect and first_exponent(p.effect) == -math.inf]
+    still = [
+        p.name
+        for p in parameters.values()
+        if p.lr_exponent is not None and p.effect and first_exponent(p.effect) == -math.inf
+    ]
     if still:
         notes.append(f"never moved in {setup.steps} steps (its gradient is exactly zero): {', '.join(still)}")
     return tuple(notes)
-

@@ -41,7 +41,9 @@ def rules_text(rules: Rules) -> str:
     table = Table("parameter", "init", "lr", "multiplier", title="maximal update: powers of n", title_justify="left")
     for name, r in rules.items():
         init = "zero" if r.init_exponent is None else str(r.init_exponent)
-        table.add_row(name, init, "not trained" if r.lr_exponent is None else str(r.lr_exponent), str(r.multiplier_exponent))
+        table.add_row(
+            name, init, "not trained" if r.lr_exponent is None else str(r.lr_exponent), str(r.multiplier_exponent)
+        )
     console = Console(file=io.StringIO(), width=120, force_terminal=False, color_system=None)
     console.print(table)
     out = console.file
@@ -62,7 +64,9 @@ def render(report: Report) -> RenderableType:
     if report.first_problem:
         parts.append(Text(f"first problem: {report.first_problem}", style="red"))
     steps = range(1, report.steps + 1)
-    table = Table("value", "start", *(f"change {t}" for t in steps), title="activations: powers of n", title_justify="left")
+    table = Table(
+        "value", "start", *(f"change {t}" for t in steps), title="activations: powers of n", title_justify="left"
+    )
     for name in (*report.activations, "outputs", "loss"):
         changes = (_cell(report.changes, name, t, limit=0) for t in steps)
         table.add_row(name, _cell(report.values, name, 0, limit=0), *changes)
@@ -95,4 +99,6 @@ def _size(size: Size, limit: int) -> Text:
         return Text(str(size), style="magenta")
     if size.exponent == -math.inf:
         return Text("zero", style="dim")
-    return Text(str(size.exponent), style="bold red" if size.exponent > limit else "" if size.exponent == limit else "dim")
+    return Text(
+        str(size.exponent), style="bold red" if size.exponent > limit else "" if size.exponent == limit else "dim"
+    )

@@ -20,7 +20,8 @@ def _grows(x: Any) -> bool:
 def mse_loss(ctx: Context, x: Any, y: Any, reduction: int = _MEAN) -> Any:
     """``mse_loss(self, target, reduction=Mean)``"""
     if not _grows(x):
-        return ctx.finite(str(ctx.current.target), [x, y, reduction], {}, None, ctx.current.shape)
+        rest = [reduction] if len(ctx.current.args) > 2 else []
+        return ctx.finite(str(ctx.current.target), [x, y, *rest], {}, None, ctx.current.shape)
     apart = ctx.add(x, ctx.negate(y))
     squares = ctx.times(apart, apart)
     if reduction == _NONE:

@@ -1,0 +1,36 @@
+"""``tpcompile mup``: the maximal update parametrization of a model and its optimizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tpcompile
+from tpcompile.cli.app import app
+from tpcompile.cli.arguments import training_run
+from tpcompile.cli.options import Inputs, Json, Loss, Rate, Steps, Target, Widths
+from tpcompile.cli.output import check_writable
+from tpcompile.cli.verify import verified
+
+
+@app.command("mup")
+def mup_command(
+    target: Target,
+    out: Annotated[Path | None, typer.Option(help="Write the rules as JSON.")] = None,
+    as_json: Json = False,
+    steps: Steps = None,
+    loss: Loss = None,
+    lr: Rate = None,
+    inputs: Inputs = None,
+    widths: Widths = None,
+) -> None:
+    """Derive how initial values and learning rates must scale with the width for every update to be maximal."""
+    check_writable(out)
+    with training_run(target, steps, loss, lr, inputs, widths) as (make, found):
+        rules = tpcompile.mup(make, **verified(found, steps, most=2))
+    if out is not None:
+        rules.to_json(out)
+    print(json.dumps({"target": target, "rules": rules.to_dict()}) if as_json else rules)
