@@ -7,6 +7,7 @@ import torch
 import zoo_layers
 from zoo import cases
 from zoo_attention import attention_cases, embedding_cases
+from zoo_optimizers import optimizer_cases
 from zoo_recurrent import recurrent_cases
 from zoo_sequences import split_cases
 
@@ -18,7 +19,7 @@ from tpcompile.lowering.request import requests
 from tpcompile.simulate import build, seeded, simulate
 
 WIDTH = 24
-GROUPS = (cases(), split_cases(), recurrent_cases(), attention_cases(), embedding_cases())
+GROUPS = (cases(), split_cases(), recurrent_cases(), attention_cases(), embedding_cases(), optimizer_cases())
 CASES = {name: case for group in GROUPS for name, case in group.items()}
 assert len(CASES) == sum(map(len, GROUPS)), "two cases of one name"
 
@@ -77,5 +78,5 @@ def test_tangent_kernel_at_a_width_is_that_of_the_model(name):
     assert isinstance(real, dict)
     for parameter, wanted in real.items():
         terms = program.outputs[f"ntk/{parameter}/0"].terms
-        found = values[terms[0][1]] if terms else torch.zeros(())
+        found = values[terms[0][1]] if terms else torch.zeros((), dtype=torch.float64)
         assert torch.allclose(found.reshape(-1), wanted[0].reshape(-1), rtol=1e-5, atol=1e-7), parameter

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from zoo_optimizers import Lion
 
 import tpcompile as tp
 
@@ -32,27 +33,6 @@ class MLP(nn.Module):
         for layer in self.hidden:
             x = self.activation(layer(x))
         return self.readout(x)
-
-
-class Lion(torch.optim.Optimizer):
-    """As a user would write it."""
-
-    def __init__(self, params, lr, betas=(0.9, 0.99), weight_decay=0.0):
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["m"] = torch.zeros_like(p)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                mixed = state["m"] * group["betas"][0] + p.grad * (1 - group["betas"][0])
-                p.add_(mixed.sign(), alpha=-group["lr"])
-                state["m"].mul_(group["betas"][1]).add_(p.grad, alpha=1 - group["betas"][1])
 
 
 OPTIMIZERS = {

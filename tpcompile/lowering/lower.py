@@ -265,7 +265,7 @@ def _matrix(context: Context, name: str, law: Law, axes: Axes) -> MatrixValue:
     outers = []
     whole = MatrixValue(axes)
     finite = tuple(range(len(whole.finite)))
-    if algebra.width is not None:
+    if algebra.width is not None and not isinstance(law, Constant):
         node = algebra.builder.node(Init(name, Normal(std), flat(axes)))
         return context.matrices.make(axes, [InitTerm(Fraction(0), 1.0, node, False, finite)], [], None)
     if std > 0:
@@ -273,6 +273,7 @@ def _matrix(context: Context, name: str, law: Law, axes: Axes) -> MatrixValue:
         inits.append(InitTerm(exponent + HALF, 1.0, node, False, finite))
     if mean != 0:
         ones = [algebra.nodes.expand(algebra.nodes.one, (*whole.finite, 1, width)) for width in whole.widths]
+        mean, exponent = algebra.power(mean, exponent)
         outers.append((exponent, [Block(mean, ones[0], ones[1])]))
     return context.matrices.make(axes, inits, outers, None)
 

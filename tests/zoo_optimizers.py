@@ -1,0 +1,113 @@
+"""Optimizers as users write and configure them, on small models of every kind of parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zoo import ABC, Case, Recurrent, Residual, Tied, data
+
+Make = Callable[[Any, int], torch.optim.Optimizer]
+
+
+class Lion(torch.optim.Optimizer):
+    """As a user would write it (2302.06675)."""
+
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["m"] = torch.zeros_like(p)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                mixed = state["m"] * group["betas"][0] + p.grad * (1 - group["betas"][0])
+                p.add_(mixed.sign(), alpha=-group["lr"])
+                state["m"].mul_(group["betas"][1]).add_(p.grad, alpha=1 - group["betas"][1])
+
+
+class SignSGD(torch.optim.Optimizer):
+    """The sign of the gradient."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.add_(p.grad.sign(), alpha=-group["lr"])
+
+
+OPTIMIZERS: dict[str, Make] = {
+    "Adam": lambda p, n: torch.optim.Adam(p, lr=0.1 / n),
+    "Adam, L2": lambda p, n: torch.optim.Adam(p, lr=0.1 / n, weight_decay=0.1),
+    "AdamW": lambda p, n: torch.optim.AdamW(p, lr=0.1 / n, weight_decay=0.3, eps=1e-4),
+    "AMSGrad": lambda p, n: torch.optim.AdamW(p, lr=0.1 / n, amsgrad=True),
+    "NAdam": lambda p, n: torch.optim.NAdam(p, lr=0.1 / n),
+    "RAdam": lambda p, n: torch.optim.RAdam(p, lr=0.5 / n, betas=(0.9, 0.7)),
+    "Adamax": lambda p, n: torch.optim.Adamax(p, lr=0.1 / n),
+    "RMSprop": lambda p, n: torch.optim.RMSprop(p, lr=0.02 / n, momentum=0.9),
+    "RMSprop, centred": lambda p, n: torch.optim.RMSprop(p, lr=0.02 / n, centered=True, eps=1e-3),
+    "Adagrad": lambda p, n: torch.optim.Adagrad(p, lr=0.1 / n, lr_decay=0.1),
+    "Adadelta": lambda p, n: torch.optim.Adadelta(p, lr=1.0),
+    "ASGD": lambda p, n: torch.optim.ASGD(p, lr=0.1),
+    "Lion": lambda p, n: Lion(p, lr=0.1 / n, weight_decay=0.1),
+    "SignSGD": lambda p, n: SignSGD(p, lr=0.1 / n),
+}
+
+
+class Plain(nn.Module):
+    """A hidden matrix, biases, widths n and 2n, a gain, and a map to a finite axis in between."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.embed, self.up = nn.Linear(4, n), nn.Linear(n, 2 * n)
+        self.norm, self.narrow = nn.LayerNorm(2 * n), nn.Linear(2 * n, 3)
+        self.readout = nn.Linear(2 * n, 1)
+        self.back = nn.Linear(3, 2 * n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.norm(self.up(torch.tanh(self.embed(x)))))
+        return self.readout(torch.tanh(h + self.back(torch.tanh(self.narrow(h)))))
+
+
+def _mlp(n: int) -> nn.Module:
+    layers = [ABC(n, 4, n, 0.0, 0.0), nn.Tanh(), ABC(n, n, n, 0.0, 0.5), nn.Tanh(), ABC(n, n, 1, 0.0, 0.5)]
+    return nn.Sequential(*layers)
+
+
+def with_optimizer(model: Callable[[int], nn.Module], optimizer: Make) -> Callable[[int], Any]:
+    """A factory of the two."""
+
+    def make(n: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        module = model(n)
+        return module, optimizer(module.parameters(), n)
+
+    return make
+
+
+def optimizer_cases() -> dict[str, Case]:
+    """Training setups by name."""
+    x, y = data()
+    out = {name: Case(with_optimizer(_mlp, make), x, y) for name, make in OPTIMIZERS.items()}
+    models: dict[str, tuple[Callable[[int], nn.Module], Tensor, Tensor]] = {
+        "plain": (Plain, x, y),
+        "residual": (Residual, x, y),
+        "recurrent": (Recurrent, data(3, 6)[0].reshape(3, 3, 2), y),
+        "tied": (Tied, x, x),
+    }
+    for name, (model, inputs, targets) in models.items():
+        for optimizer in ("Adam", "Lion"):
+            out[f"{name}, {optimizer}"] = Case(with_optimizer(model, OPTIMIZERS[optimizer]), inputs, targets, steps=2)
+    return out
