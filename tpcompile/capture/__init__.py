@@ -72,6 +72,7 @@ def capture(
             data=arguments.data() | data,
             laws=laws,
             learning_rates=rates,
+            settings=_settings(probes),
             activations=activations,
             steps=arguments.steps,
             graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
@@ -213,3 +214,18 @@ def _learning_rates(probes: Sequence[Probe]) -> dict[str, Scaled]:
             )
         rates[name] = scaled if scaled.coefficient else Scaled(0.0, Fraction(0))
     return rates
+
+
+def _settings(probes: Sequence[Probe]) -> dict[str, dict[str, Scaled]]:
+    """Epsilon, weight decay and the like of every parameter's group, where they are powers of the width."""
+    widths = [p.width for p in probes]
+    found: dict[str, dict[str, Scaled]] = {}
+    for name, group in probes[0].updates.groups.items():
+        for key, value in group.items():
+            values = [p.updates.groups.get(name, {}).get(key) for p in probes]
+            if isinstance(value, bool) or not all(isinstance(v, int | float) for v in values):
+                continue
+            scaled = power_of([float(v) for v in values if v is not None], widths)
+            if scaled is not None:
+                found.setdefault(name, {})[key] = scaled
+    return found

@@ -100,6 +100,7 @@ class Capture:
     data: dict[str, torch.Tensor]  # finite tensors: inputs, targets, constants met while tracing
     laws: dict[str, Law]  # of every parameter, buffer and width-sized constant, by node name
     learning_rates: dict[str, Scaled]  # of every parameter, from the optimizer's groups (1 without one)
+    settings: dict[str, dict[str, Scaled]]  # of trained parameters: the numbers of their groups that are powers of n
     activations: tuple[str, ...]
     steps: int
     graph_module: fx.GraphModule  # traced at the first probe width

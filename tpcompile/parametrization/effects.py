@@ -46,9 +46,17 @@ class Use:
     then: tuple[GraphNode, ...] = ()  # multipliers, sums and views behind it, each the only reader of the one before
 
 
+def parameter_node(capture: Capture, parameter: str, step: int) -> str:
+    """The node of a parameter's value before a step; its initial one where it is not trained."""
+    ref = capture.outputs.get(f"parameter/{parameter}/{step}")
+    if ref is not None:
+        return ref.name
+    return next(node.name for node in capture.nodes if node.kind == "parameter" and str(node.target) == parameter)
+
+
 def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
     """Where a parameter is used in the forward pass of a step."""
-    start = capture.outputs[f"parameter/{parameter}/{step}"].name
+    start = parameter_node(capture, parameter, step)
     way: dict[str, tuple[GraphNode, ...]] = {start: ()}
     data = {node.name for node in capture.nodes if node.kind == "data"}
     found = []
@@ -93,7 +101,7 @@ def share(capture: Capture, lowered: Lowered, use: Use, parameter: str, step: in
 
     For an operation that is not linear in it: the difference to the parameter at its value in the traced run.
     """
-    start = capture.outputs[f"parameter/{parameter}/{step}"].name
+    start = parameter_node(capture, parameter, step)
     shadows: dict[str, Any] = {start: value}
     for node in use.made_of:
         shadows[node.name] = replayed(capture, lowered, node, shadows)

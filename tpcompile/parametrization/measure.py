@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from typing import Any
 
 from tpcompile.capture.graph import Capture, Scaled, references
 from tpcompile.errors import TpcompileError
+from tpcompile.laws import Constant
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Adjustment, Lowered, interpret, lower
 from tpcompile.lowering.value import HALF, AnyValue, has_width
-from tpcompile.parametrization.effects import difference, share, uses, zero_like
-from tpcompile.parametrization.sizes import ZERO, Size, better, size_of
+from tpcompile.parametrization.effects import difference, parameter_node, share, uses, zero_like
+from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, size_of
 
 DEEPEST = 5 * HALF
 
@@ -47,6 +49,23 @@ class Sizes:
         return self.found.get(key, ZERO)
 
 
+def parameter_names(capture: Capture) -> tuple[str, ...]:
+    """Parameters in the order of the model."""
+    return tuple(dict.fromkeys(str(node.target) for node in capture.nodes if node.kind == "parameter"))
+
+
+def trained(capture: Capture, name: str) -> bool:
+    """True if the optimizer updates it."""
+    return f"parameter/{name}/1" in capture.outputs
+
+
+def init_exponent(capture: Capture, name: str) -> Exponent:
+    """Power of n of the standard deviation of a parameter's entries (of its value, where it is constant)."""
+    node = next(node for node in capture.nodes if node.kind == "parameter" and str(node.target) == name)
+    law = capture.laws[node.name] if node.name in capture.laws else capture.laws[name]
+    return -math.inf if isinstance(law, Constant) and law.value == 0 else Fraction(law.width_exponent)
+
+
 def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest: Fraction = DEEPEST) -> Sizes:
     """Sizes of everything in a capture made with ``exponents=True``; deeper series where shallow ones cancel."""
     depth = HALF
@@ -69,17 +88,18 @@ def _shifted(capture: Capture, shifts: Mapping[str, Shift]) -> Adjustment | None
     if not shifts:
         return None
     graph = {node.name: node for node in capture.nodes}
-    starts = {capture.outputs[f"parameter/{name}/0"].name: shift.init for name, shift in shifts.items()}
+    starts = {parameter_node(capture, name, 0): shift.init for name, shift in shifts.items()}
     updates = {
         capture.outputs[f"parameter/{name}/{t}"].name: shift.rate
         for name, shift in shifts.items()
         for t in range(1, capture.steps + 1)
+        if shift.rate
     }
 
     def adjust(context: Context, name: str, value: Any, values: Mapping[str, Any]) -> Any:
         if name in starts:
             return context.times(value, Scaled(1.0, starts[name]))
-        if name not in updates or updates[name] == 0:
+        if name not in updates:
             return value
         node = graph[name]
         before = values[node.args[0].name]
@@ -116,8 +136,7 @@ def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], froze
         elif quantity == "parameter" and int(step):
             before = lowered.values[f"parameter/{name}/{int(step) - 1}"]
             note("update", name, int(step), difference(lowered, value, before), ref)
-    names = dict.fromkeys(k.split("/", 1)[1].rpartition("/")[0] for k in capture.outputs if k.startswith("parameter/"))
-    for name in names:
+    for name in parameter_names(capture):
         for key, size, small in _effects(capture, lowered, name):
             found[key] = max(found[key], size, key=_order) if key in found else size
             if small:
@@ -131,7 +150,7 @@ def _order(size: Size) -> tuple[float, bool]:
 
 def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[Key, Size, bool]]:
     """Sizes of what a parameter does in the operations that use it, and whether their output is finite."""
-    start = lowered.values[f"parameter/{name}/0"]
+    start = lowered.nodes[parameter_node(capture, name, 0)]
     out: list[tuple[Key, Size, bool]] = []
 
     def note(quantity: str, step: int, value: AnyValue | None) -> None:
@@ -142,9 +161,10 @@ def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[Key, S
     for value in first:
         note("start", 0, value)
     for step in range(1, capture.steps + 1):
-        moved = difference(lowered, lowered.values[f"parameter/{name}/{step}"], start)
+        moved = difference(lowered, lowered.nodes[parameter_node(capture, name, step)], start)
         for i, use in enumerate(uses(capture, name, step)):
-            note("effect", step, share(capture, lowered, use, name, step, moved))
+            if trained(capture, name):
+                note("effect", step, share(capture, lowered, use, name, step, moved))
             through = share(capture, lowered, use, name, step, start)
             before = first[i] if i < len(first) else None
             if through is not None and before is not None:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tpcompile.capture import Capture
-from tpcompile.errors import UndeterminedLimitError, UsageError
+from tpcompile.errors import UsageError
 from tpcompile.laws import Law
-from tpcompile.lowering.value import HALF
-from tpcompile.parametrization.measure import Shift, Sizes, measure
-from tpcompile.parametrization.report import Report, largest_exponent
-from tpcompile.parametrization.verify import captured, init_exponent, make_report, parameter_names
-
-_MOST_ROUNDS = 40
+from tpcompile.parametrization.changes import Change, Run, scale_parameters
+from tpcompile.parametrization.measure import measure
+from tpcompile.parametrization.report import Report
+from tpcompile.parametrization.solve import solve
+from tpcompile.parametrization.verify import make_report
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Rule:
     lr_exponent: Fraction | None
     multiplier_exponent: Fraction
     gradient_exponent: Fraction | None
-    own: Shift  # what was changed against the user's own setup
+    own: Change  # what was changed against the user's own setup
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,7 @@ class Rules(Mapping[str, Rule]):
 
     def apply_init_(self, model: nn.Module, base_width: float) -> nn.Module:
         """Rescale the model's initial values in place; a model of the base width stays as it is."""
-        ratio = self._ratio(model, base_width)
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                p.mul_(ratio ** float(self[name].own.init))
+        scale_parameters(model, {name: rule.own.init for name, rule in self.items()}, self._ratio(model, base_width))
         return model
 
     def _ratio(self, model: nn.Module, base_width: float) -> float:
@@ -152,80 +146,14 @@ def mup(
     Tensor Programs IV, 2011.14522; Tensor Programs V, 2203.03466). Arguments as of :func:`tpcompile.verify`.
     Raises UndeterminedLimitError if no stable point is reached.
     """
-    setup = captured(make, inputs, targets, loss, optimizer, steps, init=init, widths=widths)
-    return solve(setup)
+    run = Run(make, inputs, targets, loss, optimizer, steps, init, widths)
+    setup = run.capture()
+    return _rules(run, setup, solve(run, setup))
 
 
-def solve(setup: Capture) -> Rules:
-    """The rules of a captured setup: moves of single exponents, each traced again, until nothing is left to move."""
-    names = [name for name in parameter_names(setup) if f"parameter/{name}/1" in setup.outputs]
-    shifts = {name: Shift() for name in names}
-    late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
-    moves: dict[str, Shift] = {}
-    for _ in range(_MOST_ROUNDS):
-        sizes = measure(setup, shifts, deepest=2 * HALF)
-        random = [name for name in names if init_exponent(setup, name) != -math.inf]
-        moves = _first_effects(setup, sizes, [name for name in names if name not in late])
-        if not moves:
-            moves, grown = _growth(setup, sizes, names, random)
-            late |= grown
-        moves = moves or _small(setup, sizes, sorted(late), random)
-        if not moves:
-            return _rules(setup, shifts)
-        shifts = {
-            n: Shift(s.init - m.init, s.rate - m.rate) for n, s in shifts.items() for m in (moves.get(n, Shift()),)
-        }
-    raise UndeterminedLimitError(
-        f"no maximal update parametrization found in {_MOST_ROUNDS} rounds",
-        where=", ".join(list(moves)[:3]),
-        advice="print tp.verify(...) to see which value is undecided or grows whatever the parameters' scales",
-    )
-
-
-def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[str, Shift]:
-    """Learning rates at which the first effect is Θ(1); where only a bound is known, at which it is O(1)."""
-    moves = {}
-    for name in names:
-        effects = (sizes["effect", name, t] for t in range(1, setup.steps + 1))
-        first = next((s.bound for s in effects if s.exponent != -math.inf), -math.inf)
-        if math.isfinite(first) and first != 0:
-            moves[name] = Shift(rate=Fraction(first))
-    return moves
-
-
-def _growth(
-    setup: Capture, sizes: Sizes, names: Sequence[str], random: Sequence[str]
-) -> tuple[dict[str, Shift], frozenset[str]]:
-    """What grows at the first step at which anything does: updates, or else initial values that pass changes on.
-
-    Initial values are scaled down by n^(1/2) at most, what alignment adds to a random sum: the rest is what other
-    parameters have done, and the next round shows it. Also the names of the parameters whose updates grow.
-    """
-    for step in range(setup.steps + 1):
-        large = {n: e for n in names if (e := sizes["effect", n, step].exponent) is not None and e > 0}
-        if large:
-            return {n: Shift(rate=Fraction(e)) for n, e in large.items()}, frozenset(large)
-        passed = {n: sizes["propagated" if step else "start", n, step].exponent for n in random}
-        grown = {n: e for n, e in passed.items() if e is not None and e > 0}
-        if grown:
-            return {n: Shift(init=min(Fraction(e), HALF)) for n, e in grown.items()}, frozenset()
-    return {}, frozenset()
-
-
-def _small(setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[str]) -> dict[str, Shift]:
-    """Initial values and, of the parameters that move most later on, learning rates that could be larger."""
-    steps = range(1, setup.steps + 1)
-    passes = {n: [sizes["start", n, 0], *(sizes["propagated", n, t] for t in steps)] for n in random}
-    inits = {n: max(s.bound for s in p) for n, p in passes.items() if all(s.exact for s in p[:2])}
-    moves = {n: Shift(init=Fraction(e)) for n, e in inits.items() if -math.inf < e < 0}
-    if moves:
-        return moves
-    rates = {n: largest_exponent(tuple(sizes["effect", n, t] for t in steps)) for n in late}
-    return {n: Shift(rate=Fraction(e)) for n, e in rates.items() if e is not None and -math.inf < e < 0}
-
-
-def _rules(setup: Capture, shifts: Mapping[str, Shift]) -> Rules:
-    report = make_report(setup, measure(setup, shifts), shifts)
+def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
+    after = run.changed(changes).capture()
+    report = make_report(after, measure(after))
     rules = {}
     for name, p in report.parameters.items():
         start = p.init_exponent
@@ -236,7 +164,7 @@ def _rules(setup: Capture, shifts: Mapping[str, Shift]) -> Rules:
             lr_exponent=p.lr_exponent,
             multiplier_exponent=Fraction(0),
             gradient_exponent=gradient if isinstance(gradient, Fraction) else None,
-            own=shifts.get(name, Shift()),
+            own=changes.get(name, Change()),
         )
     shapes = {
         str(node.target): tuple((s.coefficient, s.power) for s in node.shape or ())

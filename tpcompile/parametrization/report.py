@@ -32,7 +32,6 @@ class ParameterReport:
     propagated: tuple[Size, ...]
     start: Size
     readout: bool  # its operation's output does not grow with the width
-    advice: tuple[str, ...] = ()
 
     @property
     def gradient_exponent(self) -> Exponent | None:
@@ -80,11 +79,8 @@ class Report:
     parameters: Mapping[str, ParameterReport]
     notes: tuple[str, ...] = ()
     undecided: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def advice(self) -> tuple[str, ...]:
-        """What to change, parameter by parameter."""
-        return tuple(line for p in self.parameters.values() for line in p.advice)
+    advice: tuple[str, ...] = ()  # what to change for maximal updates
+    advised: str | None = None  # the verdict on the same setup with all of the advice applied
 
     def size(self, name: str, step: int = 0) -> Size:
         """Size of an activation, "outputs" or "loss" before that step, or the bound that is known of it."""
@@ -137,11 +133,11 @@ class Report:
                     "update": [plain(s) for s in p.update],
                     "effect": [plain(s) for s in p.effect],
                     "propagated": [plain(s) for s in p.propagated],
-                    "advice": list(p.advice),
                 }
                 for name, p in self.parameters.items()
             },
             "advice": list(self.advice),
+            "advised": self.advised,
             "notes": list(self.notes),
             "undecided": dict(self.undecided),
         }

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from tpcompile.capture import Capture, capture
-from tpcompile.errors import UsageError
-from tpcompile.laws import Constant, Law
-from tpcompile.parametrization.measure import Shift, Sizes, measure
-from tpcompile.parametrization.report import ParameterReport, Report, first_exponent, largest_exponent
-from tpcompile.parametrization.sizes import Exponent, Size
+from tpcompile.capture import Capture
+from tpcompile.errors import TpcompileError
+from tpcompile.laws import Law
+from tpcompile.parametrization.advice import advice_lines
+from tpcompile.parametrization.changes import Run
+from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
+from tpcompile.parametrization.report import ParameterReport, Report, first_exponent
+from tpcompile.parametrization.sizes import Size
+from tpcompile.parametrization.solve import solve
 from tpcompile.parametrization.verdict import verdict
 
 Batches = Tensor | Sequence[Tensor]
@@ -30,37 +33,43 @@ def verify(
     *,
     init: Mapping[str, Law] | None = None,
     widths: Sequence[int] | None = None,
+    advice: bool = True,
 ) -> Report:
     """Exponents of every activation, gradient and update over ``steps`` training steps, and the verdict.
 
-    Arguments as of :func:`tpcompile.compile`; any optimizer whose step is made of tensor operations. Sources: Tensor
-    Programs IV (2011.14522), IVb (2308.01814), V (2203.03466).
+    Arguments as of :func:`tpcompile.compile`; any optimizer whose step is made of tensor operations. ``advice`` derives
+    what the maximal update parametrization would need, applies it to the factory and verifies that again (several
+    traces more). Sources: Tensor Programs IV (2011.14522), IVb (2308.01814), V (2203.03466).
     Raises a :class:`~tpcompile.errors.TpcompileError` where the model cannot be captured; an operation that cannot be
     followed makes what comes after it undecided, and the report says so.
     """
-    return report_of(captured(make, inputs, targets, loss, optimizer, steps, init=init, widths=widths))
+    run = Run(make, inputs, targets, loss, optimizer, steps, init, widths)
+    setup = run.capture()
+    report = make_report(setup, measure(setup))
+    return advised(run, setup, report) if advice else report
 
 
-def captured(
-    make: Any, inputs: Any, targets: Any, loss: Any, optimizer: Any, steps: int, *, init: Any = None, widths: Any = None
-) -> Capture:
-    """The training run with everything that exponents are asked of."""
-    if loss is None:
-        raise UsageError("verify needs a loss: it follows training", where="loss", advice="e.g. loss=F.mse_loss")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise UsageError(f"steps must be a positive int, got {steps!r}", where="steps")
-    return capture(make, inputs, targets, loss, optimizer, steps, init=init, widths=widths, exponents=True)
+def advised(run: Run, setup: Capture, report: Report) -> Report:
+    """The report with what to change for maximal updates, applied to the factory and verified again."""
+    try:
+        changes = solve(run, setup)
+        lines = advice_lines(setup, changes)
+        if not lines:
+            return report
+        applied = run.changed(changes).capture()
+        after = make_report(applied, measure(applied))
+    except TpcompileError as error:
+        return replace(report, notes=(*report.notes, f"no maximal update rules were found: {error}"))
+    if not after.stable:
+        why = f"what was derived for maximal updates is {after.verdict} ({after.first_problem}), so it is left out"
+        return replace(report, notes=(*report.notes, why))
+    return replace(report, advice=lines, advised=after.verdict)
 
 
-def report_of(setup: Capture, shifts: Mapping[str, Shift] | None = None) -> Report:
-    """The report of a captured setup, with powers of n on top of its own."""
-    sizes = measure(setup, shifts)
-    return make_report(setup, sizes, shifts or {})
-
-
-def make_report(setup: Capture, sizes: Sizes, shifts: Mapping[str, Shift]) -> Report:
-    """Verdict, tables and advice from sizes."""
-    parameters = {name: _parameter(setup, sizes, name, shifts.get(name, Shift())) for name in parameter_names(setup)}
+def make_report(setup: Capture, sizes: Sizes, shifts: Mapping[str, Shift] | None = None) -> Report:
+    """Verdict and tables from sizes."""
+    moved = shifts or {}
+    parameters = {name: _parameter(setup, sizes, name, moved.get(name, Shift())) for name in parameter_names(setup)}
     found = verdict(sizes, setup.activations, setup.steps, parameters)
     return Report(
         verdict=found.name,
@@ -77,56 +86,20 @@ def make_report(setup: Capture, sizes: Sizes, shifts: Mapping[str, Shift]) -> Re
     )
 
 
-def parameter_names(setup: Capture) -> tuple[str, ...]:
-    """Parameters in the order of the model."""
-    return tuple(dict.fromkeys(str(node.target) for node in setup.nodes if node.kind == "parameter"))
-
-
-def init_exponent(setup: Capture, name: str) -> Exponent:
-    """Power of n of the standard deviation of a parameter's entries (of its value, where it is constant)."""
-    node = next(node for node in setup.nodes if node.kind == "parameter" and str(node.target) == name)
-    law = setup.laws[node.name] if node.name in setup.laws else setup.laws[name]
-    return -math.inf if isinstance(law, Constant) and law.value == 0 else Fraction(law.width_exponent)
-
-
 def _parameter(setup: Capture, sizes: Sizes, name: str, shift: Shift) -> ParameterReport:
-    trained = f"parameter/{name}/1" in setup.outputs
-    rate = setup.learning_rates[name].exponent + shift.rate if trained else None
-    start = init_exponent(setup, name) + shift.init
+    moves = trained(setup, name)
     steps = range(1, setup.steps + 1)
-    report = ParameterReport(
+    return ParameterReport(
         name=name,
-        init_exponent=start,
-        lr_exponent=rate,
-        gradient=tuple(sizes["gradient", name, t - 1] for t in steps) if trained else (),
-        update=tuple(sizes["update", name, t] for t in steps) if trained else (),
-        effect=tuple(sizes["effect", name, t] for t in steps) if trained else (),
-        propagated=tuple(sizes["propagated", name, t] for t in steps) if trained else (),
+        init_exponent=init_exponent(setup, name) + shift.init,
+        lr_exponent=setup.learning_rates[name].exponent + shift.rate if moves else None,
+        gradient=tuple(sizes["gradient", name, t - 1] for t in steps) if moves else (),
+        update=tuple(sizes["update", name, t] for t in steps) if moves else (),
+        effect=tuple(sizes["effect", name, t] for t in steps) if moves else (),
+        propagated=tuple(sizes["propagated", name, t] for t in steps),
         start=sizes["start", name, 0],
         readout=name in sizes.finite,
     )
-    return ParameterReport(**{**vars(report), "advice": _advice(report)})
-
-
-def _advice(p: ParameterReport) -> tuple[str, ...]:
-    out = []
-    if p.lr_exponent is None:
-        return ()
-    e = first_exponent(p.effect)
-    if e is not None and e not in (0, -math.inf):
-        assert isinstance(e, Fraction)
-        does = "too large" if e > 0 else "smaller than it could be"
-        out.append(
-            f"`{p.name}`: learning rate should scale as n^{p.lr_exponent - e}, it scales as n^{p.lr_exponent} "
-            f"(the update is {does}: its effect is n^{e})"
-        )
-    through = largest_exponent((p.start, *p.propagated))
-    if through is not None and through > 0 and isinstance(p.init_exponent, Fraction):
-        out.append(
-            f"`{p.name}`: initial values should scale as n^{p.init_exponent - Fraction(through)}, they scale as "
-            f"n^{p.init_exponent} (they pass changes of their input on with n^{through})"
-        )
-    return tuple(out)
 
 
 def _table(sizes: Sizes, quantity: str, names: tuple[str, ...]) -> dict[tuple[str, int], Size]:

@@ -81,7 +81,9 @@ def render(report: Report) -> RenderableType:
         rate = "not trained" if p.lr_exponent is None else str(p.lr_exponent)
         table.add_row(name, str(p.init_exponent), rate, gradient if p.gradient else "-", *effects)
     parts.append(table)
-    parts += [Text(f"- {line}") for line in report.advice]
+    if report.advice:
+        parts.append(Text(f"for maximal updates (advice, applied: {report.advised}):"))
+        parts += [Text(f"- {line}") for line in report.advice]
     parts += [Text(f"note: {line}", style="dim") for line in report.notes]
     if report.undecided:
         first = next(iter(report.undecided.values()))

@@ -1,0 +1,46 @@
+"""What to change for the maximal update parametrization, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+from tpcompile.capture import Capture
+from tpcompile.parametrization.changes import Change
+from tpcompile.parametrization.decay import decay_kind
+from tpcompile.parametrization.measure import init_exponent
+
+
+def advice_lines(setup: Capture, changes: Mapping[str, Change]) -> tuple[str, ...]:
+    """One line for every exponent of initial values and rates, one for all parameters that share another setting's."""
+    lines: list[str] = []
+    shared: dict[str, list[str]] = {}
+    for name, change in changes.items():
+        settings = setup.settings.get(name, {})
+        if change.init:
+            old = Fraction(init_exponent(setup, name))
+            lines.append(f"`{name}`: initial values should scale as n^{old + change.init}, they scale as n^{old}")
+        if change.rate:
+            old = setup.learning_rates[name].exponent
+            lines.append(f"`{name}`: learning rate should scale as n^{old + change.rate}, it scales as n^{old}")
+        if change.epsilon < 0:
+            old = settings["eps"].exponent
+            text = f"epsilon should scale as n^{old + change.epsilon}, as the gradients do; it scales as n^{old} and "
+            shared.setdefault(text + "takes over from them in the limit", []).append(name)
+        if change.decay:
+            shared.setdefault(_decay(setup, name, change), []).append(name)
+    lines += [f"{', '.join(f'`{name}`' for name in names)}: {text}" for text, names in shared.items()]
+    return tuple(lines)
+
+
+def _decay(setup: Capture, name: str, change: Change) -> str:
+    if decay_kind(setup, name) == "normalised":
+        return (
+            "weight decay is added to the gradient before the optimizer divides by its size, so that its strength "
+            "depends on the gradients' scale; use a decoupled one (as in AdamW)"
+        )
+    old = setup.settings[name]["weight_decay"].exponent
+    return (
+        f"weight decay should scale as n^{old + change.decay}, it scales as n^{old} "
+        "(its product with the learning rate is what shrinks the weights)"
+    )

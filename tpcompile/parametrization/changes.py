@@ -1,0 +1,143 @@
+"""Powers of the width on top of a user's own setup, and the factory that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tpcompile.capture import Capture, capture
+from tpcompile.errors import UsageError
+from tpcompile.laws import Law
+
+NONE = Fraction(0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Exponents of what one parameter gets on top of its own: factors ``n**e``.
+
+    Of its initial values, of its group's learning rate, epsilon and weight decay, and ``multipliers`` of a factor in
+    front of it where it is used for the first time in a forward pass, the second, and so on (none: no factor).
+    """
+
+    init: Fraction = NONE
+    rate: Fraction = NONE
+    epsilon: Fraction = NONE
+    decay: Fraction = NONE
+    multipliers: tuple[Fraction, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """The arguments of a training run, which can be captured again with changes."""
+
+    make: Callable[[int], Any]
+    inputs: Tensor | Sequence[Tensor]
+    targets: Tensor | Sequence[Tensor] | None
+    loss: Callable[..., Tensor] | None
+    optimizer: Callable[..., Any] | None
+    steps: int
+    init: Mapping[str, Law] | None = None
+    widths: Sequence[int] | None = None
+
+    def capture(self) -> Capture:
+        """The traced run with everything that exponents are asked of."""
+        if self.loss is None:
+            raise UsageError("verify needs a loss: it follows training", where="loss", advice="e.g. loss=F.mse_loss")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise UsageError(f"steps must be a positive int, got {self.steps!r}", where="steps")
+        return capture(
+            self.make, self.inputs, self.targets, self.loss, self.optimizer, self.steps,
+            init=self.init, widths=self.widths, exponents=True,
+        )  # fmt: skip
+
+    def changed(self, changes: Mapping[str, Change]) -> Run:
+        """The same run with other powers of the width in it."""
+        given = {name: _shifted(law, changes.get(name, Change()).init) for name, law in (self.init or {}).items()}
+
+        def make(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+            made = self.make(width)
+            model, optimizer = made if isinstance(made, tuple) else (made, None)
+            if optimizer is None:
+                assert self.optimizer is not None
+                optimizer = self.optimizer(list(model.parameters()))
+            scale_parameters(model, {name: change.init for name, change in changes.items()}, width)
+            regroup(model, optimizer, changes, width)
+            multiply(model, {name: change.multipliers for name, change in changes.items()}, width)
+            return model, optimizer
+
+        return replace(self, make=make, optimizer=None, init=given or None)
+
+
+def scale_parameters(model: nn.Module, exponents: Mapping[str, Fraction], ratio: float) -> None:
+    """Multiply every parameter by ``ratio**exponent`` in place."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if exponents.get(name):
+                p.mul_(ratio ** float(exponents[name]))
+
+
+def regroup(model: nn.Module, optimizer: torch.optim.Optimizer, changes: Mapping[str, Change], ratio: float) -> None:
+    """One group for each parameter, with its own learning rate, epsilon and weight decay."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            change = changes.get(names.get(id(p), ""), Change())
+            own = {**group, "params": [p]}
+            powers = {"lr": change.rate, "eps": change.epsilon, "weight_decay": change.decay}
+            own |= {key: _times(own[key], ratio ** float(e)) for key, e in powers.items() if key in own and e}
+            groups.append(own)
+    optimizer.param_groups[:] = groups
+
+
+def _times(value: Any, factor: float) -> Any:
+    return tuple(_times(v, factor) for v in value) if isinstance(value, tuple | list) else value * factor
+
+
+def multiply(model: nn.Module, multipliers: Mapping[str, Sequence[Fraction]], ratio: float) -> None:
+    """Make the model's forward put ``ratio**exponent`` in front of parameters where they are used."""
+    wanted = {name: tuple(ratio ** float(e) for e in factors) for name, factors in multipliers.items() if any(factors)}
+    if not wanted:
+        return
+    forward = model.forward
+
+    def multiplied(*args: Any, **kwargs: Any) -> Any:
+        with _Multiplied(model, wanted):
+            return forward(*args, **kwargs)
+
+    model.forward = multiplied
+
+
+class _Multiplied(TorchFunctionMode):
+    """Factors in front of parameters, counted by the torch functions that take them in one forward pass."""
+
+    def __init__(self, model: nn.Module, factors: Mapping[str, tuple[float, ...]]) -> None:
+        super().__init__()
+        self._factors = {id(p): factors[name] for name, p in model.named_parameters() if name in factors}
+        self._used: dict[int, int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "__get__":
+            return func(*args, **kwargs)
+        return func(*map(self._scaled, args), **{key: self._scaled(value) for key, value in kwargs.items()})
+
+    def _scaled(self, value: Any) -> Any:
+        factors = self._factors.get(id(value)) if isinstance(value, Tensor) else None
+        if factors is None:
+            return value
+        use = self._used.get(id(value), 0)
+        self._used[id(value)] = use + 1
+        factor = factors[min(use, len(factors) - 1)]
+        return value if factor == 1 else value * factor
+
+
+def _shifted(law: Law, exponent: Fraction) -> Law:
+    return replace(law, width_exponent=Fraction(law.width_exponent) + exponent)

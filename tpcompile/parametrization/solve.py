@@ -1,0 +1,130 @@
+"""Exponents of the maximal update parametrization: moves of single exponents, each traced again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from tpcompile.capture import Capture
+from tpcompile.errors import UndeterminedLimitError
+from tpcompile.lowering.value import HALF
+from tpcompile.parametrization.changes import Change, Run
+from tpcompile.parametrization.decay import decay_kind
+from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
+from tpcompile.parametrization.report import first_exponent, largest_exponent
+
+_MOST_ROUNDS = 40
+_AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
+
+
+def solve(run: Run, setup: Capture) -> dict[str, Change]:
+    """What every parameter of a captured run needs for the maximal update parametrization.
+
+    Initial values and learning rates are solved for with epsilon and weight decay out of the way: these follow,
+    epsilon as the gradients and weight decay so that its product with the learning rate stays.
+    Raises UndeterminedLimitError if no stable point is reached.
+    """
+    beside = {
+        name: Change(
+            epsilon=_AWAY if _matters(setup, name, "eps") else Fraction(0),
+            decay=_AWAY if _matters(setup, name, "weight_decay") else Fraction(0),
+        )
+        for name in parameter_names(setup)
+        if trained(setup, name)
+    }
+    alone = setup if not any(c != Change() for c in beside.values()) else run.changed(beside).capture()
+    shifts = moved(alone)
+    sizes = measure(alone, shifts)
+    changes = {}
+    for name, shift in shifts.items():
+        change = Change(init=shift.init, rate=shift.rate)
+        if name in beside and beside[name].epsilon:
+            gradient = first_exponent(tuple(sizes["gradient", name, t] for t in range(setup.steps)))
+            if isinstance(gradient, Fraction):
+                change = replace(change, epsilon=gradient - setup.settings[name]["eps"].exponent)
+        if name in beside and beside[name].decay:
+            rate = setup.learning_rates[name].exponent + shift.rate
+            kept = -rate - setup.settings[name]["weight_decay"].exponent
+            change = replace(change, decay=_AWAY if decay_kind(setup, name) == "normalised" else kept)
+        changes[name] = change
+    return changes
+
+
+def _matters(setup: Capture, name: str, key: str) -> bool:
+    value = setup.settings.get(name, {}).get(key)
+    return value is not None and value.coefficient != 0
+
+
+def moved(setup: Capture) -> dict[str, Shift]:
+    """Moves of single exponents, each traced again, until nothing is left to move.
+
+    The sizes are piecewise linear in the exponents, with pieces that only the trace knows (cancellation, saturation):
+    a linear program would solve one piece and have to be traced again like a move. What the moves end at is measured
+    by the trace itself, so it does not depend on the way there.
+    """
+    names = [name for name in parameter_names(setup) if trained(setup, name)]
+    random = [name for name in parameter_names(setup) if init_exponent(setup, name) != -math.inf]
+    shifts = {name: Shift() for name in parameter_names(setup)}
+    late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
+    moves: dict[str, Shift] = {}
+    for _ in range(_MOST_ROUNDS):
+        sizes = measure(setup, shifts, deepest=2 * HALF)
+        moves = _first_effects(setup, sizes, [name for name in names if name not in late])
+        if not moves:
+            moves, grown = _growth(setup, sizes, names, random)
+            late |= grown
+        moves = moves or _small(setup, sizes, sorted(late), random)
+        if not moves:
+            return shifts
+        shifts = {
+            n: Shift(s.init - m.init, s.rate - m.rate) for n, s in shifts.items() for m in (moves.get(n, Shift()),)
+        }
+    raise UndeterminedLimitError(
+        f"no maximal update parametrization found in {_MOST_ROUNDS} rounds",
+        where=", ".join(list(moves)[:3]),
+        advice="print tp.verify(...) to see which value is undecided or grows whatever the parameters' scales",
+    )
+
+
+def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[str, Shift]:
+    """Learning rates at which the first effect is Θ(1); where only a bound is known, at which it is O(1)."""
+    moves = {}
+    for name in names:
+        effects = (sizes["effect", name, t] for t in range(1, setup.steps + 1))
+        first = next((s.bound for s in effects if s.exponent != -math.inf), -math.inf)
+        if math.isfinite(first) and first != 0:
+            moves[name] = Shift(rate=Fraction(first))
+    return moves
+
+
+def _growth(
+    setup: Capture, sizes: Sizes, names: Sequence[str], random: Sequence[str]
+) -> tuple[dict[str, Shift], frozenset[str]]:
+    """What grows at the first step at which anything does: updates, or else initial values that pass changes on.
+
+    Initial values are scaled down by n^(1/2) at most, what alignment adds to a random sum: the rest is what other
+    parameters have done, and the next round shows it. Also the names of the parameters whose updates grow.
+    """
+    for step in range(setup.steps + 1):
+        large = {n: e for n in names if (e := sizes["effect", n, step].exponent) is not None and e > 0}
+        if large:
+            return {n: Shift(rate=Fraction(e)) for n, e in large.items()}, frozenset(large)
+        passed = {n: sizes["propagated" if step else "start", n, step].exponent for n in random}
+        grown = {n: e for n, e in passed.items() if e is not None and e > 0}
+        if grown:
+            return {n: Shift(init=min(Fraction(e), HALF)) for n, e in grown.items()}, frozenset()
+    return {}, frozenset()
+
+
+def _small(setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[str]) -> dict[str, Shift]:
+    """Initial values and, of the parameters that move most later on, learning rates that could be larger."""
+    steps = range(1, setup.steps + 1)
+    passes = {n: [sizes["start", n, 0], *(sizes["propagated", n, t] for t in steps)] for n in random}
+    inits = {n: max(s.bound for s in p) for n, p in passes.items() if all(s.exact for s in p[:2])}
+    moves = {n: Shift(init=Fraction(e)) for n, e in inits.items() if -math.inf < e < 0}
+    if moves:
+        return moves
+    rates = {n: largest_exponent(tuple(sizes["effect", n, t] for t in steps)) for n in late}
+    return {n: Shift(rate=Fraction(e)) for n, e in rates.items() if e is not None and -math.inf < e < 0}
