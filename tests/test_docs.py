@@ -45,9 +45,10 @@ def test_snippet_of_the_kernels_page_runs() -> None:
     assert not kernel.sampled
 
 
-def test_snippet_of_the_parametrizations_page_runs() -> None:
-    (snippet,) = blocks((ROOT / "docs" / "parametrizations.md").read_text(encoding="utf-8"), "python")
-    exec(compile(snippet, "parametrizations.md", "exec"), {})
+def test_snippets_of_the_parametrizations_page_run_in_order() -> None:
+    names: dict[str, object] = {}
+    for snippet in blocks((ROOT / "docs" / "parametrizations.md").read_text(encoding="utf-8"), "python"):
+        exec(compile(snippet, "parametrizations.md", "exec"), names)
 
 
 def test_set_up_is_two_commands() -> None:

@@ -97,10 +97,74 @@ def with_optimizer(model: Callable[[int], nn.Module], optimizer: Make) -> Callab
     return make
 
 
+def scheduled(
+    optimizer: Make, schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+) -> Callable[[int], Any]:
+    """A factory of a model, its optimizer and its schedule."""
+
+    def make(n: int) -> Any:
+        module, update = with_optimizer(_mlp, optimizer)(n)
+        return module, update, schedule(update)
+
+    return make
+
+
+def clipped(
+    optimizer: Make, limit: float, model: Callable[[int], nn.Module] = _mlp, own: bool = True
+) -> Callable[[int], Any]:
+    """Gradients clipped by their global norm before every step; ``own``: reached by the model's own parameters."""
+
+    def make(n: int) -> Any:
+        module, update = with_optimizer(model, optimizer)(n)
+
+        def clip(before: torch.optim.Optimizer, *_: Any) -> None:
+            parameters = list(module.parameters()) if own else [p for g in before.param_groups for p in g["params"]]
+            nn.utils.clip_grad_norm_(parameters, limit)
+
+        update.register_step_pre_hook(clip)
+        return module, update
+
+    return make
+
+
+def _shared_rate(p: Any, n: int) -> torch.optim.Optimizer:
+    """Two groups that share one tensor as their learning rate, changed in place for one of them: for both, that is."""
+    first, *rest = p
+    rate = torch.tensor(1.0 / n)
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": rest}], lr=rate)
+    optimizer.param_groups[0]["lr"].mul_(0.1)
+    return optimizer
+
+
+def _sgd(**options: Any) -> Make:
+    return lambda p, n: torch.optim.SGD(p, lr=0.1 / n, **options)
+
+
+def _variants() -> dict[str, Callable[[int], Any]]:
+    schedules = torch.optim.lr_scheduler
+    adam = OPTIMIZERS["Adam"]
+    makes = {
+        "SGD, dampening": _sgd(momentum=0.9, dampening=0.5),
+        "SGD, Nesterov": _sgd(momentum=0.9, nesterov=True, weight_decay=0.3),
+        "SGD, shared tensor rate": _shared_rate,
+        "Adam, tensor rate": lambda p, n: torch.optim.Adam(p, lr=torch.tensor(0.1 / n)),
+    }
+    return {name: with_optimizer(_mlp, make) for name, make in makes.items()} | {
+        "SGD, warm-up": scheduled(_sgd(momentum=0.9), lambda o: schedules.LambdaLR(o, lambda t: t / 2)),
+        "AdamW, cosine": scheduled(OPTIMIZERS["AdamW"], lambda o: schedules.CosineAnnealingLR(o, T_max=3)),
+        "Adam, one cycle": scheduled(adam, lambda o: schedules.OneCycleLR(o, max_lr=0.01, total_steps=4)),
+        "SGD, clipped": clipped(_sgd(momentum=0.9), 0.1),
+        "SGD, not clipped": clipped(_sgd(), 1e3, own=False),
+        "SGD, biases clipped": clipped(_sgd(), 0.1, Plain),
+        "Adam, clipped": clipped(adam, 0.1, own=False),
+    }
+
+
 def optimizer_cases() -> dict[str, Case]:
     """Training setups by name."""
     x, y = data()
     out = {name: Case(with_optimizer(_mlp, make), x, y) for name, make in OPTIMIZERS.items()}
+    out |= {name: Case(make, x, y) for name, make in _variants().items()}
     models: dict[str, tuple[Callable[[int], nn.Module], Tensor, Tensor]] = {
         "plain": (Plain, x, y),
         "residual": (Residual, x, y),

@@ -6,7 +6,7 @@ from tpcompile.compiled import Compiled, compile
 from tpcompile.errors import TpcompileError
 from tpcompile.kernels import Kernel, Kernels, kernel
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
-from tpcompile.parametrization import Report, Rules, abc, mup, verify
+from tpcompile.parametrization import Report, Rules, abc, abcd, mup, verify
 from tpcompile.results import LimitResult, Result, SimulationResult, load_result
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "TruncatedNormal",
     "Uniform",
     "abc",
+    "abcd",
     "compile",
     "errors",
     "ir",

@@ -148,10 +148,10 @@ def compile(
 ) -> Compiled:
     """Compile a model and its training run to the infinite-width limit.
 
-    ``make(width)`` returns a module, or (module, optimizer). ``inputs`` is ``(N, ...)``, or a list of ``steps``
-    minibatches, one a step; ``targets`` likewise. ``loss(output, target)`` returns a scalar. ``optimizer(params)``
-    makes the optimizer if ``make`` returns a bare module. ``init`` overrides the laws of parameters,
-    ``widths`` the probe widths. Raises a :class:`TpcompileError` that names the place for anything that has no limit
+    ``make(width)`` returns a module, (module, optimizer) or (module, optimizer, learning-rate scheduler). ``inputs`` is
+    ``(N, ...)``, or a list of ``steps`` minibatches, one a step; ``targets`` likewise. ``loss(output, target)`` returns
+    a scalar. ``optimizer(params)`` makes the optimizer if ``make`` returns a bare module. ``init`` overrides the laws
+    of parameters, ``widths`` the probe widths. Raises a :class:`TpcompileError` that names the place for anything that has no limit
     or cannot be traced.
     """
     captured, compilation = _compiled(

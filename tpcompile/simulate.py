@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from tpcompile.errors import FactoryError, TpcompileError, UsageError
 from tpcompile.recording import forward_with_activations, unchanged
 from tpcompile.results import SimulationResult
+from tpcompile.schedule import advance, split
 from tpcompile.tangent import tangent_kernel
 
 Make = Callable[[int], Any]
@@ -181,7 +183,7 @@ def _tangent_shares(run: _Run) -> dict[str, Tensor]:
 
 def _train(run: _Run, observe: Observer) -> None:
     with seeded(run.seed):
-        model, optimizer = _build(run)
+        model, optimizer, scheduler = _build(run)
         with default_dtype(run.dtype):
             starts: list[Tensor | None] = [None] * len(run.batches)
             if run.centred:
@@ -198,10 +200,11 @@ def _train(run: _Run, observe: Observer) -> None:
                 output = model(batch)
                 run.loss(output if start is None else output - start, target).backward()
                 optimizer.step()
+                advance(scheduler)
 
 
-def _build(run: _Run) -> tuple[nn.Module, torch.optim.Optimizer | None]:
-    model, optimizer = build(run.make, run.width)
+def _build(run: _Run) -> tuple[nn.Module, torch.optim.Optimizer | None, LRScheduler | None]:
+    model, optimizer, scheduler = build_training(run.make, run.width)
     model.to(run.dtype)
     if optimizer is not None and run.optimizer is not None:
         raise UsageError("make returns an optimizer already", advice="leave out the argument optimizer=")
@@ -212,23 +215,28 @@ def _build(run: _Run) -> tuple[nn.Module, torch.optim.Optimizer | None]:
             "training needs an optimizer",
             advice="return (model, optimizer) from make, or pass optimizer=callable(params)",
         )
-    return model, optimizer
+    return model, optimizer, scheduler
 
 
 def build(make: Make, width: int) -> tuple[nn.Module, torch.optim.Optimizer | None]:
-    """``make(width)`` as a pair. Raises :class:`FactoryError` if it fails or returns something else."""
+    """``make(width)`` as a pair, without its schedule."""
+    return build_training(make, width)[:2]
+
+
+def build_training(make: Make, width: int) -> tuple[nn.Module, torch.optim.Optimizer | None, LRScheduler | None]:
+    """``make(width)`` as a triple. Raises :class:`FactoryError` if it fails or returns something else."""
     try:
         made = make(width)
     except TpcompileError:
         raise
     except Exception as error:
         raise FactoryError(f"make({width}) fails: {type(error).__name__}: {error}") from error
-    model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(model, nn.Module) or not isinstance(optimizer, torch.optim.Optimizer | None):
+    model, optimizer, scheduler = split(made)
+    if not isinstance(model, nn.Module):
         raise FactoryError(
             f"make({width}) must return a torch.nn.Module or (module, torch.optim.Optimizer), found {made!r}"
         )
-    return model, optimizer
+    return model, optimizer, scheduler
 
 
 @contextmanager

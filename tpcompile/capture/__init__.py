@@ -61,7 +61,7 @@ def capture(
         folded = fold_constants(aligned, recordings)
         kept, activations = _select_activations(folded.aligned, traces[0], growing or exponents, exponents)
         final = prune(simplify(kept))
-        rates = _learning_rates(probes)
+        rates = _learning_rates(probes, traces)
         final, data, laws = _leaf_values(final, probes, arguments.init, rates)
         used = set(final.nodes)
         data |= {name: value for name, value in folded.data.items() if name in used}
@@ -195,15 +195,19 @@ def _fixed(
     return found if isinstance(law, Constant) else None
 
 
-def _learning_rates(probes: Sequence[Probe]) -> dict[str, Scaled]:
-    """Of every parameter that trains: from the optimizer's groups, 1 without an optimizer, 0 outside its groups."""
+def _learning_rates(probes: Sequence[Probe], traces: Sequence[ProbeTrace]) -> dict[str, Scaled]:
+    """Of every parameter that trains: from the optimizer's groups, 1 without an optimizer, 0 outside its groups.
+
+    Where a schedule changes them, the first that is not zero.
+    """
     widths = [p.width for p in probes]
     without = probes[0].updates.kind is None
     rates = {}
     for name, parameter in probes[0].module.named_parameters():
         if not parameter.requires_grad:
             continue
-        values = [1.0 if without else p.updates.learning_rates.get(name, 0.0) for p in probes]
+        steps = list(zip(*([rates.get(name, 0.0) for rates in trace.learning_rates] for trace in traces), strict=True))
+        values = [1.0] * len(probes) if without else next((v for v in steps if any(v)), steps[0])
         scaled = power_of(values, widths)
         if scaled is None:
             shown = ", ".join(f"width {n}: {v:.8g}" for n, v in zip(widths, values, strict=True))

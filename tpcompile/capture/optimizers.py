@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from tpcompile.errors import CaptureError
+from tpcompile.schedule import advance
 
 State = dict[str, Tensor]
 Group = Mapping[str, Any]
@@ -52,6 +54,8 @@ class Updates:
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     kind: type[torch.optim.Optimizer] | None = None
     optimizer: torch.optim.Optimizer | None = None  # the user's own, whose step is traced where there is no rule here
+    members: Mapping[str, int] = field(default_factory=dict)  # the parameter group of each
+    scheduler: LRScheduler | None = None
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -59,23 +63,41 @@ class Updates:
 
     @property
     def has_rule(self) -> bool:
-        """True if the update is written here, and not traced from the optimizer's own step."""
-        return self.kind in _RULES
+        """True if the update is written here, and not traced from the optimizer's own step and hooks."""
+        return self.kind in _RULES and not has_hooks(self.optimizer)
 
     def apply(self, name: str, p: Tensor, grad: Tensor, state: State, t: int) -> tuple[Tensor, State]:
         """One parameter's new value and optimizer state after step ``t``."""
         assert self.kind is not None
         return _RULES[self.kind](self.groups[name], p, grad, state, t)
 
+    def advanced(self) -> Updates:
+        """The settings of the next step, after the user's schedule."""
+        if self.scheduler is None or self.optimizer is None:
+            return self
+        advance(self.scheduler)
+        settings = [_settings(group) for group in self.optimizer.param_groups]
+        return replace(self, groups={name: settings[i] for name, i in self.members.items()})
 
-def read_optimizer(optimizer: torch.optim.Optimizer | None, model: torch.nn.Module) -> Updates:
+
+def has_hooks(optimizer: torch.optim.Optimizer | None) -> bool:
+    """True if the user has registered something to run before or after a step, such as the clipping of gradients."""
+    return bool(getattr(optimizer, "_optimizer_step_pre_hooks", None)) or bool(
+        getattr(optimizer, "_optimizer_step_post_hooks", None)
+    )
+
+
+def read_optimizer(
+    optimizer: torch.optim.Optimizer | None, model: torch.nn.Module, scheduler: LRScheduler | None = None
+) -> Updates:
     """Hyperparameters of each of the model's parameters that the optimizer updates."""
     if optimizer is None:
         return Updates()
     names = {id(p): name for name, p in model.named_parameters()}
     groups: dict[str, dict[str, Any]] = {}
+    members: dict[str, int] = {}
     for index, group in enumerate(optimizer.param_groups):
-        settings = {k: _number(v) for k, v in group.items() if k != "params"}
+        settings = _settings(group)
         for p in group["params"]:
             if id(p) not in names:
                 raise CaptureError(
@@ -84,7 +106,12 @@ def read_optimizer(optimizer: torch.optim.Optimizer | None, model: torch.nn.Modu
                     advice="build the optimizer from the parameters of the model that the factory returns",
                 )
             groups[names[id(p)]] = settings
-    return Updates(groups, type(optimizer), optimizer)
+            members[names[id(p)]] = index
+    return Updates(groups, type(optimizer), optimizer, members, scheduler)
+
+
+def _settings(group: Group) -> dict[str, Any]:
+    return {k: _number(v) for k, v in group.items() if k != "params"}
 
 
 def _number(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from tpcompile.capture.arguments import Arguments
 from tpcompile.capture.initialisation import Recording, record
@@ -18,6 +19,7 @@ from tpcompile.capture.optimizers import Updates, read_optimizer
 from tpcompile.capture.origin import failing_source, first_line
 from tpcompile.capture.powers import size_of
 from tpcompile.errors import CaptureError, FactoryError, TpcompileError, UsageError
+from tpcompile.schedule import split
 
 _WIDTHS_ADVICE = "choose other probe widths with widths=(...)"
 
@@ -67,7 +69,7 @@ def build(arguments: Arguments, width: int) -> Probe:
             where="make" + (f" ({source})" if source else ""),
             advice=_WIDTHS_ADVICE,
         ) from error
-    module, optimizer = _unpack(recording.result, arguments)
+    module, optimizer, scheduler = _unpack(recording.result, arguments)
     _check_parameters(module)
     if optimizer is None and arguments.optimizer is not None:
         optimizer = _call_optimizer(arguments, module)
@@ -77,21 +79,18 @@ def build(arguments: Arguments, width: int) -> Probe:
             where="optimizer",
             advice="return (model, optimizer) from the factory or pass optimizer=lambda params: torch.optim.SGD(...)",
         )
-    updates = read_optimizer(optimizer, module)
+    updates = read_optimizer(optimizer, module, scheduler)
     return Probe(width, recording, module, updates)
 
 
-def _unpack(result: Any, arguments: Arguments) -> tuple[nn.Module, torch.optim.Optimizer | None]:
-    optimizer = None
-    module = result
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], torch.optim.Optimizer):
-        module, optimizer = result
-        if arguments.optimizer is not None:
-            raise UsageError(
-                "the factory returns an optimizer, and optimizer= is given too",
-                where="optimizer",
-                advice="give it one way",
-            )
+def _unpack(result: Any, arguments: Arguments) -> tuple[nn.Module, torch.optim.Optimizer | None, LRScheduler | None]:
+    module, optimizer, scheduler = split(result)
+    if optimizer is not None and arguments.optimizer is not None:
+        raise UsageError(
+            "the factory returns an optimizer, and optimizer= is given too",
+            where="optimizer",
+            advice="give it one way",
+        )
     if not isinstance(module, nn.Module):
         kind = f"tuple of {[type(r).__name__ for r in result]}" if isinstance(result, tuple) else type(result).__name__
         raise FactoryError(
@@ -99,7 +98,7 @@ def _unpack(result: Any, arguments: Arguments) -> tuple[nn.Module, torch.optim.O
             where="make",
             advice="return a module, or a tuple (module, torch.optim.Optimizer)",
         )
-    return module, optimizer
+    return module, optimizer, scheduler
 
 
 def _call_optimizer(arguments: Arguments, module: nn.Module) -> torch.optim.Optimizer:

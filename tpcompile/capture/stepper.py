@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcompile.capture.optimizers import has_hooks
 from tpcompile.capture.origin import Position, reraise
 from tpcompile.errors import CaptureError
 
@@ -22,7 +23,8 @@ class Stepper:
         self._optimizer = optimizer
         self._position = position
         self._groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-        self._of_torch = type(optimizer).__module__.startswith("torch.optim")
+        self._originals = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+        self._alone = type(optimizer).__module__.startswith("torch.optim") and not has_hooks(optimizer)
         self._started = False
         self._state: dict[str, Any] = {names[id(p)]: s for p, s in optimizer.state.items() if id(p) in names}
         if type(optimizer).__name__ in _REFUSED:
@@ -44,17 +46,18 @@ class Stepper:
             self._started = True
         optimizer.state.clear()
         optimizer.state.update({moved[name]: state for name, state in self._state.items()})
-        rounds = [[name] for name in parameters if name in grads and name in moved] if self._of_torch else [list(grads)]
-        for names in rounds:  # torch's own optimizers one parameter at a time, so that the trace knows whose turn it is
+        # torch's own optimizers one parameter at a time, so that the trace knows whose turn it is; hooks see all
+        rounds = [[name] for name in parameters if name in grads and name in moved] if self._alone else [list(grads)]
+        for names in rounds:
             self._position.parameter = names[0] if len(names) == 1 else ""
-            for name in names:
-                moved[name].grad = grads[name]
+            for name in names:  # a hook may reach the gradients by the model's own parameters: the same tensors
+                moved[name].grad = self._originals[name].grad = grads[name]
             try:
                 optimizer.step()
             except Exception as error:
                 reraise(error, self._position, f"the step of {type(optimizer).__name__} cannot be traced")
             for name in names:
-                moved[name].grad = None
+                moved[name].grad = self._originals[name].grad = None
         self._state = {name: optimizer.state[p] for name, p in moved.items() if p in optimizer.state}
         return {name: moved[name] for name in grads}
 

@@ -154,6 +154,9 @@ class Tracer(TorchDispatchMode):
                 slices = as_slices(args[0], args[1], args[2], args[3] if len(args) > 3 else None)
             if slices is not None:
                 return slices
+        if func._schema.name.startswith("aten::_foreach_"):  # of many tensors: torch's own loop over them
+            with self:
+                return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         facts = _facts(func)
         if facts.random:
             raise CaptureError(

@@ -39,6 +39,7 @@ class ProbeTrace:
     outputs: dict[str, fx.Node]
     taps: frozenset[str]
     output_shape: tuple[int, ...]
+    learning_rates: tuple[dict[str, float], ...]  # of every trained parameter, one a step, as the schedule has them
 
 
 def trace_run(module: nn.Module, updates: Updates, arguments: Arguments, width: int) -> ProbeTrace:
@@ -66,6 +67,7 @@ def trace_run(module: nn.Module, updates: Updates, arguments: Arguments, width: 
         outputs=outputs,
         taps=frozenset(run.taps),
         output_shape=run.output_shape,
+        learning_rates=tuple(run.rates),
     )
 
 
@@ -83,6 +85,7 @@ class _Run:
         self.outputs: dict[str, Tensor] = {}
         self.taps: set[str] = set()
         self.output_shape: tuple[int, ...] = ()
+        self.rates = [updates.learning_rates]
         self.alive: dict[str, Tensor] = {}  # activations of this step's forward pass, for their gradients
         named = dict(module.named_parameters())
         self.dtype = next((p.dtype for p in named.values() if p.is_floating_point()), torch.get_default_dtype())
@@ -153,6 +156,8 @@ class _Run:
                 assert loss is not None
                 self._update(t, parameters, loss)
                 self.buffers = after
+                self.updates = self.updates.advanced()
+                self.rates.append(self.updates.learning_rates)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {n: p.detach().requires_grad_(n in self.learnable) for n, p in self.parameters.items()}

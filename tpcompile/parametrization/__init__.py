@@ -1,9 +1,9 @@
 """Verdicts on parametrizations, the maximal update parametrization of any model, and the geometry of both."""
 
-from tpcompile.parametrization import abc
+from tpcompile.parametrization import abc, abcd
 from tpcompile.parametrization.mup import Rule, Rules, mup
 from tpcompile.parametrization.report import ParameterReport, Report
 from tpcompile.parametrization.sizes import Size
 from tpcompile.parametrization.verify import verify
 
-__all__ = ["ParameterReport", "Report", "Rule", "Rules", "Size", "abc", "mup", "verify"]
+__all__ = ["ParameterReport", "Report", "Rule", "Rules", "Size", "abc", "abcd", "mup", "verify"]

@@ -86,7 +86,7 @@ class Parametrization:
         """``make(width)`` of this network with scalar output, and its SGD."""
 
         def make(n: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-            model = _Network(self, n, inputs, activation)
+            model = Network(self.a, self.b, n, inputs, activation)
             return model, torch.optim.SGD(model.parameters(), lr=lr * n ** -float(self.c))
 
         return make
@@ -109,13 +109,22 @@ class _Layer(nn.Module):
         return F.linear(x, self.weight) * self.multiplier
 
 
-class _Network(nn.Module):
-    def __init__(self, p: Parametrization, n: int, inputs: int, activation: Callable[[Tensor], Tensor]) -> None:
+class Network(nn.Module):
+    """A multilayer perceptron of width n with scalar output, layers of multiplier ``n**-a_l`` and std ``n**-b_l``."""
+
+    def __init__(
+        self,
+        a: Sequence[Fraction],
+        b: Sequence[Fraction],
+        n: int,
+        inputs: int,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
         super().__init__()
-        sizes = [inputs, *[n] * p.hidden_layers, 1]
+        sizes = [inputs, *[n] * (len(a) - 1), 1]
         self.layers = nn.ModuleList(
-            _Layer(into, out, n ** -float(b), n ** -float(a))
-            for into, out, a, b in zip(sizes[:-1], sizes[1:], p.a, p.b, strict=True)
+            _Layer(into, out, n ** -float(std), n ** -float(multiplier))
+            for into, out, multiplier, std in zip(sizes[:-1], sizes[1:], a, b, strict=True)
         )
         self.activation = activation
 

@@ -1,0 +1,132 @@
+"""Exponents of what optimizers do beside their update: schedules, clipping, decay, epsilon, matrix-wise functions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_verify import MLP, X, Y
+from torch import nn
+
+import tpcompile as tp
+
+HALF = Fraction(1, 2)
+
+
+def sgd(p, lr):
+    return torch.optim.SGD(p, lr=lr)
+
+
+def adam(p, lr):
+    return torch.optim.Adam(p, lr=lr, eps=0.0)
+
+
+def verified(optimizer, power, schedule=None, clip=None, steps=2):
+    """A standard parametrization with a rate of that power of the width."""
+
+    def make(n):
+        model = MLP(n)
+        update = optimizer(model.parameters(), 0.1 * n ** float(power))
+
+        def before(*_):
+            assert clip is not None
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+
+        if clip is not None:
+            update.register_step_pre_hook(before)
+        return (model, update) if schedule is None else (model, update, schedule(update))
+
+    return tp.verify(make, X, Y, F.mse_loss, steps=steps)
+
+
+def warm_up(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: t / 4)
+
+
+@pytest.mark.parametrize(("optimizer", "power"), [(sgd, -1), (adam, -3 * HALF)])
+def test_a_schedule_is_read_step_by_step(optimizer, power):
+    report = verified(optimizer, power, warm_up)
+    assert report.verdict == "kernel regime"
+    assert report.change("outputs", 1).at_most(-1)  # the first rate is zero
+    assert report.change_exponent("outputs", 2) == 0
+    assert {p.lr_exponent for p in report.parameters.values()} == {power}
+
+
+def test_a_schedule_whose_rates_grow_with_the_width_is_unstable_when_they_come():
+    def make(n):
+        model = MLP(n)
+        update = sgd(model.parameters(), 0.1 / n)
+        return model, update, torch.optim.lr_scheduler.LambdaLR(update, lambda t: 1.0 if t < 1 else float(n))
+
+    report = tp.verify(make, X, Y, F.mse_loss, steps=2)
+    assert report.verdict == "unstable"
+    assert report.change_exponent("outputs", 1) == 0
+    assert "at step 2" in (report.first_problem or "")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "power", "verdict"),
+    [
+        (sgd, 0, "unstable"),  # the norm is n^(1/2): clipping makes the rate n^(-1/2), too much by n^(1/2)
+        (sgd, -HALF, "kernel regime"),
+        (sgd, -1, "trivial"),
+        (adam, -3 * HALF, "kernel regime"),  # does not see the norm
+    ],
+)
+def test_clipping_by_the_global_norm(optimizer, power, verdict):
+    """In the standard parametrization the readout's gradient is Θ(1), and the global norm n^(1/2)."""
+    report = verified(optimizer, power, clip=1.0)
+    assert report.verdict == verdict
+    if verdict == "unstable":
+        assert report.change_exponent("outputs", 1) == HALF
+
+
+def clipped(make, limit):
+    """The same with gradients clipped, reached by the optimizer's own groups."""
+
+    def setup(n):
+        model, update = make(n)
+
+        def before(update, *_):
+            nn.utils.clip_grad_norm_([p for g in update.param_groups for p in g["params"]], limit)
+
+        update.register_step_pre_hook(before)
+        return model, update
+
+    return setup
+
+
+def test_clipping_needs_the_form_of_a_parametrization_whose_global_norm_is_of_order_one():
+    """Of two forms of one training, clipping by a constant keeps that of Tensor Programs IV and stops Table 3's."""
+
+    def table3(n):
+        model = MLP(n)
+        nn.init.normal_(model.readout.weight, std=1 / n)
+        rates = (0.1 * n, 0.1, 0.1, 0.1 / n)
+        return model, torch.optim.SGD(
+            [{"params": [p], "lr": r} for p, r in zip(model.parameters(), rates, strict=True)]
+        )
+
+    assert tp.verify(table3, X, Y, F.mse_loss, steps=2).verdict == "maximal update"
+    assert tp.verify(clipped(table3, 1e-3), X, Y, F.mse_loss, steps=2).verdict == "trivial"
+    inputs, targets = X[:2, :2], Y[:2]
+    report = tp.verify(clipped(tp.abc.mup(3).factory(), 1e-3), inputs, targets, F.mse_loss, steps=2)
+    assert report.verdict == "maximal update"
+
+
+@pytest.mark.parametrize("momentum", [{"dampening": 0.5}, {"nesterov": True}])
+def test_momentum_of_sgd_changes_no_exponent(momentum):
+    plain = verified(lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, **momentum), -1)
+    assert plain.verdict == "kernel regime"
+    assert plain.changes == verified(sgd, -1).changes
+
+
+def test_bad_schedules():
+    with pytest.raises(tp.errors.FactoryError, match="depend on the measured loss"):
+        verified(sgd, -1, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(tp.errors.FactoryError, match=r"not a torch\.optim\.lr_scheduler\.LRScheduler"):
+        verified(sgd, -1, lambda update: "cosine")
+    with pytest.raises(tp.errors.FactoryError, match="another optimizer"):
+        verified(sgd, -1, lambda _: warm_up(sgd([nn.Parameter(torch.ones(1))], 1.0)))
