@@ -151,8 +151,8 @@ def compile(
     ``make(width)`` returns a module, (module, optimizer) or (module, optimizer, learning-rate scheduler). ``inputs`` is
     ``(N, ...)``, or a list of ``steps`` minibatches, one a step; ``targets`` likewise. ``loss(output, target)`` returns
     a scalar. ``optimizer(params)`` makes the optimizer if ``make`` returns a bare module. ``init`` overrides the laws
-    of parameters, ``widths`` the probe widths. Raises a :class:`TpcompileError` that names the place for anything that has no limit
-    or cannot be traced.
+    of parameters, ``widths`` the probe widths. Raises a :class:`TpcompileError` that names the place for anything that
+    has no limit or cannot be traced.
     """
     captured, compilation = _compiled(
         lambda count: capture(make, inputs, targets, loss, optimizer, count, test_inputs, init=init, widths=widths),
