@@ -7,10 +7,11 @@ from zoo import data, mlp
 
 import tpcompile as tp
 from tpcompile.errors import EvaluationError, UsageError
-from tpcompile.evaluate.frames import LazyMatrix, Rows, Side, Source, frame
+from tpcompile.evaluate.frames import LazyMatrix, Rows, Side, frame
 from tpcompile.evaluate.memory import bytes_per_particle, parse_bytes
 from tpcompile.evaluate.particles import Run
 from tpcompile.evaluate.plan import Plan
+from tpcompile.evaluate.points import Source
 from tpcompile.laws import Normal, Uniform
 
 M = 1024

@@ -11,8 +11,9 @@ from zoo_sequences import Between, split_cases
 
 import tpcompile as tp
 from tpcompile.errors import ProgramError
-from tpcompile.evaluate.frames import Frame, Layout, Source, Span
+from tpcompile.evaluate.frames import Frame, Layout, Span
 from tpcompile.evaluate.plan import Plan
+from tpcompile.evaluate.points import Source
 from tpcompile.ir import Builder, Init, MergeWidth, Output, SplitWidth, Width, finish, parse, verify
 from tpcompile.laws import Normal
 

@@ -74,7 +74,7 @@ class Runs:
 def limit_run(compiled: Compiled, particles: int, single: bool, seed: int) -> Tensor:
     """Outputs after the last step: one replica, or the defaults of evaluate()."""
     options = {"replicas": 1, "extrapolate": False} if single else {}
-    found = compiled.evaluate(particles=particles, seed=seed, **options)
+    found = compiled.evaluate(particles=particles, seed=seed, dtype=torch.float32, **options)
     return found.outputs[-1].reshape(1, -1).double()
 
 

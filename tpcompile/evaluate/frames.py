@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 
 from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.points import Source
 from tpcompile.laws import Constant, Law, Normal, TruncatedNormal, Uniform, mean_and_std
 
-AHEAD = 128  # rows drawn ahead
-SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
+AHEAD = 128  # rows drawn ahead at most,
+AHEAD_BYTES = 2**24  # and what they may take
 
 
 class Rows:
@@ -79,42 +79,6 @@ class Layout:
         return blocks.reshape(-1, self.outer, self.inner, self.units).transpose(2, 3).reshape(-1, self.particles)
 
 
-class Source:
-    """Uniform numbers of a scrambled Sobol sequence, one dimension a row, in order of use.
-
-    ``part`` and ``parts`` select an aligned run of the points: each half of a Sobol net is a net. Two runs of one
-    dimension, or two sequences of different scrambling, are functions of each other: whatever meets coordinate by
-    coordinate must take its rows from one source. ``sobol`` False makes all numbers pseudo-random.
-    """
-
-    def __init__(
-        self, dimension: int, particles: int, seed: int, part: int = 0, parts: int = 1, sobol: bool = True
-    ) -> None:
-        self.used = 0
-        self._particles = particles
-        self._rows = dimension
-        self._dimension = max(1, min(dimension, SOBOL_DIMENSIONS)) if sobol else 0
-        self._seed = seed if sobol else seed * 2 + part  # halves of pseudo-random points are two draws
-        if sobol:
-            points = SobolEngine(self._dimension, scramble=True, seed=seed).draw(particles * parts, dtype=torch.float64)
-            points = points[part * particles : (part + 1) * particles]
-            self._points = points.T.contiguous().add_(2.0**-31)  # never 0: the engine has 30 bits
-
-    @property
-    def left(self) -> int:
-        """Rows that are expected and not yet used."""
-        return max(0, self._rows - self.used)
-
-    def uniform(self, rows: int) -> Tensor:
-        """The next rows, shape (rows, M), in (0, 1)."""
-        start, self.used = self.used, self.used + rows
-        if self.used <= self._dimension:
-            return self._points[start : self.used]
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + start)  # beyond the engine's dimensions
-        extra = torch.rand((rows, self._particles), generator=generator, dtype=torch.float64)
-        return extra.clamp_(2.0**-53, 1 - 2.0**-53)
-
-
 @dataclass
 class Span:
     """Rows that are orthonormal to each other and to the constants: every new one to all before.
@@ -132,8 +96,9 @@ class Span:
         """Fresh standard normals, orthonormal in L2 to each other and to everything drawn; shape (rows, M)."""
         have = 0 if self.ready is None else self.ready.shape[0]
         if have < rows:
-            ahead = max(rows - have, min(AHEAD, self.source.left // self.layout.blocks))
-            z = normal_quantile(self._uniform(ahead)).to(self.dtype)
+            fit = AHEAD_BYTES // (self.layout.particles * self.dtype.itemsize)
+            ahead = max(rows - have, min(AHEAD, fit, self.source.left // self.layout.blocks))
+            z = self.layout.together(self.source.normals(ahead * self.layout.blocks, self.dtype))
             more = self._orthonormal(z)
             self.ready = more if self.ready is None else torch.cat([self.ready, more])
         assert self.ready is not None
@@ -143,11 +108,10 @@ class Span:
     def draw(self, law: Law, rows: int) -> Tensor:
         """Fresh draws of a law, standardised exactly; shape (rows, M)."""
         mean, std = mean_and_std(law)
-        standard = (quantile(law, self._uniform(rows)) - mean) / std
-        return self._orthonormal(standard.to(self.dtype))
-
-    def _uniform(self, rows: int) -> Tensor:
-        return self.layout.together(self.source.uniform(rows * self.layout.blocks))
+        if isinstance(law, Normal):
+            return self._orthonormal(self.layout.together(self.source.normals(rows * self.layout.blocks, self.dtype)))
+        uniform = self.layout.together(self.source.uniform(rows * self.layout.blocks))
+        return self._orthonormal(((quantile(law, uniform) - mean) / std).to(self.dtype))
 
     def _orthonormal(self, z: Tensor) -> Tensor:
         known = [layout.apart(rows.value) for rows, layout in self.drawn if rows.count]
@@ -159,7 +123,7 @@ class Span:
                 f"{total} independent directions on one width axis need more than {particles} particles",
                 advice=f"set particles={2 ** math.ceil(math.log2(4 * total))} or more",
             )
-        z = z - z.mean(1, keepdim=True)
+        z.sub_(z.mean(1, keepdim=True))
         for basis in known:
             z.addmm_(z @ basis.T, basis, alpha=-1.0 / particles)
         # rows in order, so that early directions keep their low discrepancy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +13,13 @@ from tpcompile.analysis.parity import Parity
 from tpcompile.evaluate.choice import choose
 from tpcompile.evaluate.ensemble import DEFAULT_MOST, members, zeroed
 from tpcompile.evaluate.exact.linear import LinearRun
-from tpcompile.evaluate.memory import check_memory
+from tpcompile.evaluate.memory import check_memory, fitting_runs
 from tpcompile.evaluate.particles import Run
 from tpcompile.evaluate.plan import Evaluation, Plan, Progress
+from tpcompile.evaluate.threads import Tick, side_by_side
 from tpcompile.ir import Node, Program
 
-Tick = Callable[[int, int], None]
+SIDE_BY_SIDE = 4096  # particles from which replicas run in threads of their own
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _particles(
     zero: frozenset[Node],
     why: str,
 ) -> Estimate:
-    """Evaluate all outputs of a program on particles.
+    """Evaluate all outputs of a program on particles; replicas side by side, each on one thread.
 
     Each replica is an independent scrambling. With ``extrapolate`` a replica of M particles is ``2 f(M) - (f(M/2)
     + f'(M/2)) / 2`` over the two halves of its points: the bias of order 1/M cancels, and the sampling noise
@@ -100,37 +101,30 @@ def _particles(
     check_memory(plan, settings.particles, settings.dtype, settings.memory)
     parity = Parity()
     parts = [(1, 0, 2.0), (2, 0, -0.5), (2, 1, -0.5)] if settings.extrapolate else [(1, 0, 1.0)]
-    length = len(program.nodes)
-    total = settings.replicas * length * len(parts)
-    done = 0
 
-    def progress(i: int) -> None:
-        if tick is not None:
-            tick(min(done + i, total), total)
-
-    samples: list[dict[str, Tensor]] = []
-    seconds: list[dict[str, Tensor]] = []
-    for replica in range(settings.replicas):
+    def replica(index: int, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         mean: dict[str, Tensor] = {}
         second: dict[str, Tensor] = {}
-        for count, part, weight in parts:
+        for place, (count, part, weight) in enumerate(parts):
             run = Run(
                 plan,
                 settings.particles // count,
                 settings.dtype,
-                settings.seed * 1000 + replica,
+                settings.seed * 1000 + index,
                 part=part,
                 parts=count,
                 dot=settings.dot,
             )
-            m, s = _ensemble(run, parity, settings, covariances, zero, progress)
+            offset = place * len(program.nodes)
+            m, s = _ensemble(run, parity, settings, covariances, zero, lambda i, o=offset: progress(o + i))
             for name, value in m.items():
                 mean[name] = mean.get(name, 0.0) + weight * value.double()
             for name, value in s.items():
                 second[name] = second.get(name, 0.0) + weight * value.double()
-            done += length
-        samples.append(mean)
-        seconds.append(second)
+        return mean, second
+
+    found = side_by_side(replica, settings.replicas, _workers(plan, settings), len(program.nodes) * len(parts), tick)
+    samples, seconds = zip(*found, strict=True)
     stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
     return Estimate(
         {name: x.mean(0) for name, x in stacked.items()},
@@ -139,6 +133,17 @@ def _particles(
         "particles",
         why,
     )
+
+
+def _workers(plan: Plan, settings: Settings) -> int:
+    """How many replicas run side by side: as many as there are threads and the memory holds.
+
+    Runs of few particles spend their time in the interpreter, and gain nothing.
+    """
+    if settings.particles < SIDE_BY_SIDE:
+        return 1
+    fit = fitting_runs(plan, settings.particles, settings.dtype, settings.memory)
+    return min(torch.get_num_threads(), settings.replicas, fit)
 
 
 def _ensemble(

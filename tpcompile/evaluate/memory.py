@@ -10,7 +10,7 @@ import torch
 
 from tpcompile.errors import EvaluationError, UsageError
 from tpcompile.evaluate.domains import finite_size
-from tpcompile.evaluate.frames import AHEAD, SOBOL_DIMENSIONS
+from tpcompile.evaluate.frames import AHEAD
 from tpcompile.evaluate.plan import Plan
 from tpcompile.ir import Concat, Expand, Node, Permute, Slice, SplitWidth, View
 
@@ -51,7 +51,7 @@ def bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
     """Peak memory of one run divided by its number of particles.
 
     Walks the program with the lifetimes of its values; adds the bases and fresh Gaussians of every initial
-    matrix, the histories of updates, and the table of the Sobol points.
+    matrix, the histories of updates, and the points that are being drawn.
     """
     known: dict[torch.dtype, float] = vars(plan).setdefault("_bytes", {})  # a plan is walked once
     if dtype not in known:
@@ -82,8 +82,8 @@ def _bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
     for (matrix, _), count in plan.domains.columns.items():
         columns += count * sum(d.blocks for d in plan.domains.sides[matrix])
     ahead = sum(min(AHEAD, d.rows * d.blocks) for d in plan.domains.all())
-    sobol = sum(min(SOBOL_DIMENSIONS, d.rows * d.blocks) for d in plan.domains.all())
-    return (peak + histories + columns + ahead) * item + 2 * sobol * 8
+    points = max((min(AHEAD, d.rows * d.blocks) for d in plan.domains.all()), default=0)
+    return (peak + histories + columns + ahead + points) * item
 
 
 def check_memory(plan: Plan, particles: int, dtype: torch.dtype, bound: float | None) -> None:
@@ -101,3 +101,9 @@ def check_memory(plan: Plan, particles: int, dtype: torch.dtype, bound: float | 
     what = f"{particles} particles need about {need / 1e9:.2f} GB, {limit / 1e9:.2f} GB are allowed"
     advice = f"set particles={power} or dtype=torch.float32, or raise memory=" if power >= 16 else "raise memory="
     raise EvaluationError(what, advice=advice)
+
+
+def fitting_runs(plan: Plan, particles: int, dtype: torch.dtype, bound: float | None) -> int:
+    """How many runs of so many particles fit side by side; at least one."""
+    limit = available() if bound is None else bound
+    return max(1, int((limit - _BASE) / (bytes_per_particle(plan, dtype) * particles)))

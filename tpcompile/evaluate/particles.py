@@ -8,8 +8,9 @@ from torch import Tensor
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, finite_size
-from tpcompile.evaluate.frames import Frame, Layout, LazyMatrix, Rows, Side, Source, Span
+from tpcompile.evaluate.frames import Frame, Layout, LazyMatrix, Rows, Side, Span
 from tpcompile.evaluate.plan import Evaluation, Plan
+from tpcompile.evaluate.points import Source
 from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Width, split_spec
 from tpcompile.laws import Normal
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from tpcompile import nonlin
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import finite_size
-from tpcompile.evaluate.frames import Frame, Layout, Source, Span
+from tpcompile.evaluate.frames import Frame, Layout, Span
 from tpcompile.evaluate.gaussian.terms import Array, Label
+from tpcompile.evaluate.points import Source
 from tpcompile.ir import Gaussian, Init, Map, MatMul, MergeWidth, Node, SplitWidth, Width
 from tpcompile.laws import Normal, mean_and_std
 

@@ -1,0 +1,77 @@
+"""Quasi-random points: the numbers that Gaussian draws are made of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
+_BITS = 30  # of the engine's integers
+_MANTISSA = {torch.float64: _BITS, torch.float32: 23}  # bits whose midpoints are numbers inside (-1, 1)
+
+
+class Source:
+    """Scrambled Sobol points on M particles, one dimension a row, in order of use.
+
+    The scrambled direction numbers are those of ``torch.quasirandom.SobolEngine``; the points are its points in another
+    order (binary, not Gray code), in which a row is made by doubling. ``part`` and ``parts`` select an aligned run of
+    the points: each half of a Sobol net is a net. Two runs of one dimension, or two sequences of different scrambling,
+    are functions of each other: whatever meets coordinate by coordinate must take its rows from one source. ``sobol``
+    False makes all numbers pseudo-random.
+    """
+
+    def __init__(
+        self, dimension: int, particles: int, seed: int, part: int = 0, parts: int = 1, sobol: bool = True
+    ) -> None:
+        self.used = 0
+        self._particles = particles
+        self._rows = dimension
+        self._dimension = max(1, min(dimension, SOBOL_DIMENSIONS)) if sobol else 0
+        self._seed = seed if sobol else seed * 2 + part  # halves of pseudo-random points are two draws
+        self._start = part * particles
+        # an aligned run of a power of two is made alone, any other is cut from all
+        self._aligned = particles & (particles - 1) == 0
+        self._total = particles if self._aligned else particles * parts
+        if sobol:
+            engine = SobolEngine(self._dimension, scramble=True, seed=seed)
+            self._directions = engine.sobolstate.to(torch.int32)
+            self._shift = engine.shift.to(torch.int32)
+
+    @property
+    def left(self) -> int:
+        """Rows that are expected and not yet used."""
+        return max(0, self._rows - self.used)
+
+    def uniform(self, rows: int) -> Tensor:
+        """The next rows as uniform numbers in (0, 1), shape (rows, M), float64."""
+        return self._integers(rows).double().add_(0.5).mul_(2.0**-_BITS)
+
+    def normals(self, rows: int, dtype: torch.dtype) -> Tensor:
+        """The next rows as standard normals, shape (rows, M)."""
+        bits = _MANTISSA[dtype]
+        x = self._integers(rows).bitwise_right_shift_(_BITS - bits).to(dtype)
+        return x.add_(0.5).mul_(2.0 ** (1 - bits)).sub_(1).erfinv_().mul_(math.sqrt(2))
+
+    def _integers(self, rows: int) -> Tensor:
+        """The next rows as integers below 2^30, shape (rows, M)."""
+        start, self.used = self.used, self.used + rows
+        if self.used > self._dimension:  # beyond the engine's dimensions
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + start)
+            return torch.randint(2**_BITS, (rows, self._particles), generator=generator, dtype=torch.int32)
+        directions = self._directions[start : self.used]
+        first = self._shift[start : self.used].clone()
+        if self._aligned:
+            for bit in range(_BITS):
+                if self._start >> bit & 1:
+                    first ^= directions[:, bit]
+        out = torch.empty((rows, self._total), dtype=torch.int32)
+        out[:, 0] = first
+        done = 1
+        for bit in range((self._total - 1).bit_length()):
+            more = min(done, self._total - done)
+            torch.bitwise_xor(out[:, :more], directions[:, bit, None], out=out[:, done : done + more])
+            done += more
+        return out if self._aligned else out[:, self._start : self._start + self._particles].contiguous()
