@@ -2,10 +2,12 @@
 
 A 3-hidden-layer muP network, inputs in R^4, a batch of 3, five SGD steps, two threads. Every round runs every
 configuration once, with a new seed, so that noise of the machine hits all alike; times are medians, errors
-root-mean-square over seeds and outputs against a reference evaluation. Finite networks are trained in float32
-by a batched loop (``finite.py``) that never writes a matrix; errors of averages follow from the bias and the
-variance of a pool of independent networks, a bias below its own noise counting as zero, and Richardson
-extrapolation splits the time between two widths optimally: all in favour of the finite side.
+root-mean-square over seeds and outputs against a reference evaluation. Both sides compute in float32, and give each
+thread independent work: the limit a replica, the finite side half of its networks. Finite networks are trained by a
+batched loop (``finite.py``) that never writes a matrix. Errors of averages follow from the bias and the variance of
+networks of a width, which large pools of networks tell beforehand: they cost the finite side no time. Richardson
+extrapolation splits the time between two widths optimally, and which strategy is best at a time is chosen after seeing
+the errors: all in favour of the finite side.
 
     python tests/benchmarks/accuracy_per_second.py --rounds 24 --out accuracy_per_second.md
 """
@@ -36,12 +38,13 @@ from zoo import data, mlp
 
 import tpcompile as tp
 from tpcompile.compiled import Compiled
+from tpcompile.evaluate.threads import side_by_side
 
 BUCKETS = (0.02, 0.06, 0.25, 1.0, 4.0)
 TARGETS = {"tanh": 25.0, "relu": 10.0}
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-COUNTS = {32: 1024, 64: 512, 128: 128, 256: 32, 512: 8, 1024: 2}  # networks a batch; wider ones alone
-PARTICLES = tuple(2**k for k in range(10, 19))
+COUNTS = {32: 2048, 64: 1024, 128: 256, 256: 64, 512: 16, 1024: 4, 2048: 2}  # networks a run, half on each thread
+PARTICLES = tuple(2**k for k in range(10, 21))
 DEFAULTS = (1024, 4096, 16384, 65536)
 
 
@@ -61,21 +64,31 @@ class Runs:
         """Root-mean-square error of single samples."""
         return float((torch.cat(self.outputs) - reference).square().mean().sqrt())
 
-    def variance(self) -> float:
-        """Variance of a sample, mean over the outputs."""
-        return float(torch.cat(self.outputs).var(0).mean())
-
-    def mean(self) -> tuple[Tensor, Tensor]:
-        """Mean over all samples and its variance."""
-        x = torch.cat(self.outputs)
-        return x.mean(0), x.var(0) / x.shape[0]
-
 
 def limit_run(compiled: Compiled, particles: int, single: bool, seed: int) -> Tensor:
-    """Outputs after the last step: one replica, or the defaults of evaluate()."""
-    options = {"replicas": 1, "extrapolate": False} if single else {}
-    found = compiled.evaluate(particles=particles, seed=seed, dtype=torch.float32, **options)
+    """Outputs after the last step: two replicas in float32, or the defaults of evaluate()."""
+    options = {"replicas": 2, "dtype": torch.float32} if single else {}
+    found = compiled.evaluate(particles=particles, seed=seed, **options)
     return found.outputs[-1].reshape(1, -1).double()
+
+
+def train_many(problem: Problem, width: int, count: int, seed: int) -> Tensor:
+    """Outputs of ``count`` networks, half of them trained on each thread."""
+
+    def half(index: int, progress: Callable[[int], None]) -> Tensor:
+        return train(problem, width, count // 2, torch.float32, 2 * seed + index)
+
+    return torch.cat(side_by_side(half, 2, torch.get_num_threads(), 1, None))
+
+
+def pool(problem: Problem, width: int, seconds: float) -> Tensor:
+    """Outputs of as many networks as can be trained in so many seconds."""
+    count = COUNTS[width]
+    out: list[Tensor] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(out) < 4:
+        out.append(train_many(problem, width, count, 10**8 + len(out)))
+    return torch.cat(out)
 
 
 def collect(problem: Problem, compiled: Compiled, rounds: int) -> tuple[dict, dict, dict, dict]:
@@ -90,8 +103,9 @@ def collect(problem: Problem, compiled: Compiled, rounds: int) -> tuple[dict, di
     jobs += [(default, m, partial(limit_run, compiled, m, False)) for m in DEFAULTS]
     for n in WIDTHS:
         k = COUNTS.get(n, 1)
-        jobs.append((batches, n, partial(train, problem, n, k, torch.float32)))
-        if k > 1 and n >= 128:
+        if k > 1:
+            jobs.append((batches, n, partial(train_many, problem, n, k)))
+        if n >= 128:
             jobs.append((singles, n, partial(train, problem, n, 1, torch.float32)))
     for store, key, job in jobs:
         store[key] = Runs()
@@ -102,7 +116,6 @@ def collect(problem: Problem, compiled: Compiled, rounds: int) -> tuple[dict, di
             out = job(seed * 7919 + key)
             store[key].seconds.append(time.perf_counter() - start)
             store[key].outputs.append(out)
-    singles |= {n: batches[n] for n in WIDTHS if n not in COUNTS}
     return one, default, batches, singles
 
 
@@ -119,41 +132,55 @@ def interpolate(points: Sequence[tuple[float, float]], seconds: float) -> float 
     return e * math.sqrt(t / seconds)
 
 
-def averages(pools: Mapping[int, Runs], reference: Tensor, seconds: float) -> tuple[float, str] | None:
+@dataclass(frozen=True)
+class Networks:
+    """Networks of one width: seconds for one in a batch, mean and variance of the mean of a pool, variance of one."""
+
+    cost: float
+    mean: Tensor
+    noise: Tensor
+    variance: float
+
+    @staticmethod
+    def of(outputs: Tensor, runs: Runs) -> Networks:
+        """From the outputs of a pool and from timed runs."""
+        noise = outputs.var(0) / len(outputs)
+        return Networks(runs.time / runs.outputs[0].shape[0], outputs.mean(0), noise, float(outputs.var(0).mean()))
+
+
+def averages(pools: Mapping[int, Networks], reference: Tensor, seconds: float) -> tuple[float, str] | None:
     """Best error of averages over as many networks of one width as the time allows."""
     best = None
-    for n, runs in pools.items():
-        k = int(seconds / (runs.time / runs.outputs[0].shape[0]))
+    for n, p in pools.items():
+        k = int(seconds / p.cost)
         if k < 2:
             continue
-        mean, noise = runs.mean()
-        bias2 = max(float(((mean - reference).square() - noise).mean()), 0.0)
-        error = math.sqrt(bias2 + runs.variance() / k)
+        bias2 = max(float(((p.mean - reference).square() - p.noise).mean()), 0.0)
+        error = math.sqrt(bias2 + p.variance / k)
         if best is None or error < best[0]:
             best = error, f"{k} x n={n}"
     return best
 
 
-def richardson(pools: Mapping[int, Runs], reference: Tensor, seconds: float) -> tuple[float, str] | None:
+def richardson(pools: Mapping[int, Networks], reference: Tensor, seconds: float) -> tuple[float, str] | None:
     """Best error of ``2 f(2n) - f(n)`` over averages, the time split in the best way between the widths."""
     best = None
     for n in pools:
         if 2 * n not in pools:
             continue
         small, large = pools[n], pools[2 * n]
-        costs = [r.time / r.outputs[0].shape[0] for r in (small, large)]
-        if seconds < 2 * sum(costs):
+        if seconds < 2 * (small.cost + large.cost):
             continue
-        (m1, v1), (m2, v2) = small.mean(), large.mean()
-        bias2 = max(float(((2 * m2 - m1 - reference).square() - 4 * v2 - v1).mean()), 0.0)
-        spread = math.sqrt(small.variance() * costs[0]) + 2 * math.sqrt(large.variance() * costs[1])
+        rest = (2 * large.mean - small.mean - reference).square() - 4 * large.noise - small.noise
+        bias2 = max(float(rest.mean()), 0.0)
+        spread = math.sqrt(small.variance * small.cost) + 2 * math.sqrt(large.variance * large.cost)
         error = math.sqrt(bias2 + spread**2 / seconds)
         if best is None or error < best[0]:
             best = error, f"n={n}, {2 * n}"
     return best
 
 
-def measure(phi: str, rounds: int, replicas: int, particles: int) -> dict:
+def measure(phi: str, rounds: int, replicas: int, particles: int, pool_seconds: float) -> dict:
     """Everything for one activation."""
     x, y = data()
     start = time.perf_counter()
@@ -163,7 +190,10 @@ def measure(phi: str, rounds: int, replicas: int, particles: int) -> dict:
     reference = best.outputs[-1].flatten().double()
     own = float(best.outputs_stderr[-1].square().mean().sqrt())
     moved = min(float(c[-1].mean()) for c in best.feature_changes.values())
-    one, default, pools, singles = collect(Problem(phi, x, y), compiled, rounds)
+    problem = Problem(phi, x, y)
+    known = {n: pool(problem, n, pool_seconds) for n in COUNTS}
+    one, default, batches, singles = collect(problem, compiled, rounds)
+    pools = {n: Networks.of(known[n], batches[n]) for n in COUNTS}
     limit = [(r.time, r.rms(reference)) for r in one.values()]
     usual = [(r.time, r.rms(reference)) for r in default.values()]
     single = [(r.time, r.rms(reference), n) for n, r in singles.items()]
@@ -184,7 +214,10 @@ def measure(phi: str, rounds: int, replicas: int, particles: int) -> dict:
         "limit": {m: (r.time, r.rms(reference)) for m, r in one.items()},
         "default": {m: (r.time, r.rms(reference)) for m, r in default.items()},
         "single": {n: (r.time, r.rms(reference)) for n, r in singles.items()},
-        "time a network in batches": {n: r.time / r.outputs[0].shape[0] for n, r in pools.items()},
+        "networks": {
+            n: (p.cost, math.sqrt(p.variance), float((p.mean - reference).square().mean().sqrt()), len(known[n]))
+            for n, p in pools.items()
+        },
     }
     facts = {"phi": phi, "compile": compile_time, "reference error": own, "least feature change": moved}
     return facts | {"rows": rows, "raw": raw}
@@ -220,6 +253,8 @@ def table(result: dict) -> str:
             "",
             f"{name}: " + ", ".join(f"{what} {k}: {t:.3f} s {e:.1e}" for k, (t, e) in result["raw"][name].items()),
         ]
+    told = (f"width {n}: {c:.2e} s {d:.1e} {b:.1e} ({k})" for n, (c, d, b, k) in result["raw"]["networks"].items())
+    lines += ["", "networks, by time of one, deviation, bias (networks in the pool): " + ", ".join(told)]
     return "\n".join(lines) + "\n"
 
 
@@ -229,14 +264,15 @@ def main() -> None:
     parser.add_argument("--phi", nargs="+", default=["tanh", "relu"])
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--reference-replicas", type=int, default=64)
-    parser.add_argument("--reference-particles", type=int, default=131072)
+    parser.add_argument("--reference-particles", type=int, default=524288)
+    parser.add_argument("--pool-seconds", type=float, default=12)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="FILE.md or FILE.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = []
     for phi in args.phi:
-        results.append(measure(phi, args.rounds, args.reference_replicas, args.reference_particles))
+        results.append(measure(phi, args.rounds, args.reference_replicas, args.reference_particles, args.pool_seconds))
         print(table(results[-1]), flush=True)
     if args.out:
         text = json.dumps(results, indent=1) if args.out.suffix == ".json" else "\n".join(map(table, results))
