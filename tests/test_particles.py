@@ -161,3 +161,39 @@ def test_bad_settings(bad):
 def test_replicas_one_has_no_standard_error():
     result = tp.compile(mlp("tanh", 1), X, steps=0).evaluate(particles=64, replicas=1)
     assert torch.isnan(result.outputs_stderr).all()
+
+
+@pytest.mark.parametrize(("particles", "part", "parts"), [(64, 0, 1), (32, 1, 2), (48, 0, 1), (24, 1, 2)])
+def test_rows_are_the_points_of_the_sobol_engine(particles: int, part: int, parts: int) -> None:
+    """In another order: every aligned run of a power of two is the same set of points."""
+    found = Source(5, particles, seed=7, part=part, parts=parts).uniform(5).T
+    points = torch.quasirandom.SobolEngine(5, scramble=True, seed=7).draw(64, dtype=torch.float64) + 2.0**-31
+    close = (found[:, None] - points[None]).abs().amax(2) < 1e-12
+    assert close.any(1).all()
+    assert close.sum() == particles
+    if particles == 32:
+        assert close[:, 32:].sum() == 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normals_are_the_quantiles_of_the_points(dtype: torch.dtype) -> None:
+    uniform, normals = Source(30, 4096, seed=3).uniform(30), Source(30, 4096, seed=3).normals(30, dtype)
+    assert torch.isfinite(normals).all()
+    error = (torch.special.ndtr(normals.double()) - uniform).abs().max()
+    assert error < (1e-12 if dtype == torch.float64 else 2e-7)
+
+
+def test_replicas_do_not_depend_on_the_number_of_threads() -> None:
+    x, y = data()
+    compiled = tp.compile(mlp("tanh", 2), x, y, F.mse_loss, steps=2)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(compiled.evaluate(particles=2048, replicas=3, seed=5).outputs)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

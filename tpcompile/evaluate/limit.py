@@ -19,8 +19,6 @@ from tpcompile.evaluate.plan import Evaluation, Plan, Progress
 from tpcompile.evaluate.threads import Tick, side_by_side
 from tpcompile.ir import Node, Program
 
-SIDE_BY_SIDE = 4096  # particles from which replicas run in threads of their own
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -136,12 +134,7 @@ def _particles(
 
 
 def _workers(plan: Plan, settings: Settings) -> int:
-    """How many replicas run side by side: as many as there are threads and the memory holds.
-
-    Runs of few particles spend their time in the interpreter, and gain nothing.
-    """
-    if settings.particles < SIDE_BY_SIDE:
-        return 1
+    """How many replicas run side by side: as many as there are threads and the memory holds."""
     fit = fitting_runs(plan, settings.particles, settings.dtype, settings.memory)
     return min(torch.get_num_threads(), settings.replicas, fit)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
+BLOCK = 4  # rows
 _BITS = 30  # of the engine's integers
 _MANTISSA = {torch.float64: _BITS, torch.float32: 23}  # bits whose midpoints are numbers inside (-1, 1)
 
@@ -52,8 +53,11 @@ class Source:
     def normals(self, rows: int, dtype: torch.dtype) -> Tensor:
         """The next rows as standard normals, shape (rows, M)."""
         bits = _MANTISSA[dtype]
-        x = self._integers(rows).bitwise_right_shift_(_BITS - bits).to(dtype)
-        return x.add_(0.5).mul_(2.0 ** (1 - bits)).sub_(1).erfinv_().mul_(math.sqrt(2))
+        out = torch.empty((rows, self._particles), dtype=dtype)
+        for x in out.split(BLOCK):  # the integers of a block stay in the cache
+            x.copy_(self._integers(x.shape[0]).bitwise_right_shift_(_BITS - bits))
+            x.add_(0.5).mul_(2.0 ** (1 - bits)).sub_(1).erfinv_().mul_(math.sqrt(2))
+        return out
 
     def _integers(self, rows: int) -> Tensor:
         """The next rows as integers below 2^30, shape (rows, M)."""
