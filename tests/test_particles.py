@@ -168,7 +168,7 @@ def test_rows_are_the_points_of_the_sobol_engine(particles: int, part: int, part
     """In another order: every aligned run of a power of two is the same set of points."""
     found = Source(5, particles, seed=7, part=part, parts=parts).uniform(5).T
     points = torch.quasirandom.SobolEngine(5, scramble=True, seed=7).draw(64, dtype=torch.float64) + 2.0**-31
-    close = (found[:, None] - points[None]).abs().amax(2) < 1e-12
+    close = (found[:, None] - points[None]).abs().amax(2) < 1e-7  # the engine rounds its first point to float32
     assert close.any(1).all()
     assert close.sum() == particles
     if particles == 32:
