@@ -14,12 +14,15 @@ from tpcompile.cli.arguments import training_run
 from tpcompile.cli.options import Inputs, Json, Loss, Rate, Steps, Target, Widths
 from tpcompile.cli.output import check_writable
 from tpcompile.cli.verify import verified
+from tpcompile.errors import UsageError
+from tpcompile.report.rules import FORMATS
 
 
 @app.command("mup")
 def mup_command(
     target: Target,
     out: Annotated[Path | None, typer.Option(help="Write the rules as JSON.")] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, or latex for a paper.")] = "text",
     as_json: Json = False,
     steps: Steps = None,
     loss: Loss = None,
@@ -30,7 +33,9 @@ def mup_command(
     """Derive how initial values and learning rates must scale with the width for every update to be maximal."""
     check_writable(out)
     with training_run(target, steps, loss, lr, inputs, widths) as (make, found):
+        if form not in FORMATS:
+            raise UsageError(f"there is no format '{form}'", where="--format", advice=", ".join(FORMATS))
         rules = tpcompile.mup(make, **verified(found, steps, most=2))
     if out is not None:
         rules.to_json(out)
-    print(json.dumps({"target": target, "rules": rules.to_dict()}) if as_json else rules)
+    print(json.dumps({"target": target, "rules": rules.to_dict()}) if as_json else rules.table(form))

@@ -8,6 +8,7 @@ from fractions import Fraction
 from tpcompile.capture import Capture
 from tpcompile.parametrization.changes import Change
 from tpcompile.parametrization.decay import decay_kind
+from tpcompile.parametrization.effects import uses
 from tpcompile.parametrization.measure import init_exponent
 
 
@@ -23,6 +24,14 @@ def advice_lines(setup: Capture, changes: Mapping[str, Change]) -> tuple[str, ..
         if change.rate:
             old = setup.learning_rates[name].exponent
             lines.append(f"`{name}`: learning rate should scale as n^{old + change.rate}, it scales as n^{old}")
+        for use, exponent in zip(uses(setup, name, 0), change.multipliers, strict=False):
+            if exponent:
+                where = f"module '{use.node.origin.module}'" if use.node.origin.module else "the model's own forward"
+                source = f" ({use.node.origin.source})" if use.node.origin.source else ""
+                lines.append(
+                    f"`{name}`: where {where}{source} uses it, a factor n^{exponent} is missing: "
+                    "another operation uses the same parameter at another scale"
+                )
         if change.epsilon < 0:
             old = settings["eps"].exponent
             text = f"epsilon should scale as n^{old + change.epsilon}, as the gradients do; it scales as n^{old} and "

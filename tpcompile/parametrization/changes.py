@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tpcompile.capture import Capture, capture
 from tpcompile.errors import UsageError
 from tpcompile.laws import Law
+from tpcompile.parametrization.multipliers import multiply
 
 NONE = Fraction(0)
 
@@ -99,44 +99,6 @@ def regroup(model: nn.Module, optimizer: torch.optim.Optimizer, changes: Mapping
 
 def _times(value: Any, factor: float) -> Any:
     return tuple(_times(v, factor) for v in value) if isinstance(value, tuple | list) else value * factor
-
-
-def multiply(model: nn.Module, multipliers: Mapping[str, Sequence[Fraction]], ratio: float) -> None:
-    """Make the model's forward put ``ratio**exponent`` in front of parameters where they are used."""
-    wanted = {name: tuple(ratio ** float(e) for e in factors) for name, factors in multipliers.items() if any(factors)}
-    if not wanted:
-        return
-    forward = model.forward
-
-    def multiplied(*args: Any, **kwargs: Any) -> Any:
-        with _Multiplied(model, wanted):
-            return forward(*args, **kwargs)
-
-    model.forward = multiplied
-
-
-class _Multiplied(TorchFunctionMode):
-    """Factors in front of parameters, counted by the torch functions that take them in one forward pass."""
-
-    def __init__(self, model: nn.Module, factors: Mapping[str, tuple[float, ...]]) -> None:
-        super().__init__()
-        self._factors = {id(p): factors[name] for name, p in model.named_parameters() if name in factors}
-        self._used: dict[int, int] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if getattr(func, "__name__", "") == "__get__":
-            return func(*args, **kwargs)
-        return func(*map(self._scaled, args), **{key: self._scaled(value) for key, value in kwargs.items()})
-
-    def _scaled(self, value: Any) -> Any:
-        factors = self._factors.get(id(value)) if isinstance(value, Tensor) else None
-        if factors is None:
-            return value
-        use = self._used.get(id(value), 0)
-        self._used[id(value)] = use + 1
-        factor = factors[min(use, len(factors) - 1)]
-        return value if factor == 1 else value * factor
 
 
 def _shifted(law: Law, exponent: Fraction) -> Law:

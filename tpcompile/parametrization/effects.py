@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from tpcompile.capture.graph import Capture, GraphNode, Ref, references
+from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled, references
 from tpcompile.errors import TpcompileError
 from tpcompile.lowering.lower import Lowered, interpret, unknown
 from tpcompile.lowering.value import AnyValue, MatrixValue, Value
@@ -87,6 +88,34 @@ def _behind(capture: Capture, node: GraphNode) -> tuple[GraphNode, ...]:
         node = following[0]
         chain.append(node)
     return tuple(chain)
+
+
+def factor_behind(capture: Capture, name: str) -> Fraction:
+    """The largest power of n by which the operations that read a value multiply it before anything else."""
+    readers: dict[str, list[GraphNode]] = {}
+    origin = next(node.origin for node in capture.nodes if node.name == name)
+    for node in capture.nodes:
+        if node.kind == "call" and (node.origin.step, node.origin.phase) == (origin.step, "forward"):
+            for operand in {*references(node.args)}:
+                readers.setdefault(operand, []).append(node)
+
+    def largest(value: str) -> Fraction:
+        ways = (_factor(node) + largest(node.name) if _keeps(node) else Fraction(0) for node in readers.get(value, ()))
+        return max(ways, default=Fraction(0))
+
+    return largest(name)
+
+
+def _keeps(node: GraphNode) -> bool:
+    target = str(node.target)
+    return target in _VIEWS or (target in _SCALED and len([*references(node.args)]) == 1)
+
+
+def _factor(node: GraphNode) -> Fraction:
+    number = next((x for x in node.args if isinstance(x, Scaled)), None)
+    if str(node.target) not in _SCALED or number is None:
+        return Fraction(0)
+    return -number.exponent if str(node.target).startswith("aten.div") else number.exponent
 
 
 def _is_linear(node: GraphNode, operand: str) -> bool:

@@ -15,12 +15,13 @@ from tpcompile.laws import Constant
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Adjustment, Lowered, interpret, lower
 from tpcompile.lowering.value import HALF, AnyValue, has_width
-from tpcompile.parametrization.effects import difference, parameter_node, share, uses, zero_like
-from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, size_of
+from tpcompile.parametrization.effects import difference, factor_behind, parameter_node, share, uses, zero_like
+from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, scaled, size_of
 
 DEEPEST = 5 * HALF
 
 Key = tuple[str, str, int]  # quantity, name, step
+UseKey = tuple[str, str, int, int]  # quantity, name, step, which of the operations that use it
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,17 @@ class Sizes:
     found: Mapping[Key, Size]
     finite: frozenset[str] = frozenset()  # activations and parameters' outputs that do not grow with the width
     undecided: Mapping[str, TpcompileError] = field(default_factory=dict)
+    by_use: Mapping[UseKey, Size] = field(default_factory=dict)  # of parameters, for each operation that uses them
+    behind: Mapping[str, Fraction] = field(
+        default_factory=dict
+    )  # powers of n that what reads an activation multiplies by
 
     def __getitem__(self, key: Key) -> Size:
         return self.found.get(key, ZERO)
+
+    def used(self, quantity: str, name: str, step: int) -> Size:
+        """The size of an activation behind the multipliers that follow it: as the next operation has it."""
+        return scaled(self[quantity, name, step], self.behind.get(name, Fraction(0)))
 
 
 def parameter_names(capture: Capture) -> tuple[str, ...]:
@@ -69,13 +78,17 @@ def init_exponent(capture: Capture, name: str) -> Exponent:
 def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest: Fraction = DEEPEST) -> Sizes:
     """Sizes of everything in a capture made with ``exponents=True``; deeper series where shallow ones cancel."""
     depth = HALF
+    names = [name for name in capture.activations if f"activation/{name}/0" in capture.outputs]
     found: dict[Key, Size] = {}
+    by_use: dict[UseKey, Size] = {}
     while True:
         lowered = lower(capture, depth, tolerant=True, adjust=_shifted(capture, shifts or {}))
-        sizes, finite = _collect(capture, lowered)
+        sizes, finite, each = _collect(capture, lowered)
         found = {key: better(sizes[key], found[key]) if key in found else sizes[key] for key in sizes}
+        by_use = {key: better(each[key], by_use[key]) if key in by_use else each[key] for key in each}
         if depth >= deepest or all(s.exact or s.bound > DEEPEST for s in found.values()):
-            return Sizes(found, finite, lowered.undecided)
+            behind = {name: factor_behind(capture, capture.outputs[f"activation/{name}/0"].name) for name in names}
+            return Sizes(found, finite, lowered.undecided, by_use, behind)
         depth += HALF
 
 
@@ -109,8 +122,9 @@ def _shifted(capture: Capture, shifts: Mapping[str, Shift]) -> Adjustment | None
     return adjust
 
 
-def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], frozenset[str]]:
+def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], frozenset[str], dict[UseKey, Size]]:
     found: dict[Key, Size] = {}
+    by_use: dict[UseKey, Size] = {}
     finite: set[str] = set()
     reasons = _reasons(capture, lowered)
 
@@ -137,38 +151,40 @@ def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], froze
             before = lowered.values[f"parameter/{name}/{int(step) - 1}"]
             note("update", name, int(step), difference(lowered, value, before), ref)
     for name in parameter_names(capture):
-        for key, size, small in _effects(capture, lowered, name):
+        for quantity, step, use, size, small in _effects(capture, lowered, name):
+            key = quantity, name, step
+            by_use[*key, use] = size
             found[key] = max(found[key], size, key=_order) if key in found else size
             if small:
                 finite.add(name)
-    return found, frozenset(finite)
+    return found, frozenset(finite), by_use
 
 
 def _order(size: Size) -> tuple[float, bool]:
     return float(size.bound), size.exact
 
 
-def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[Key, Size, bool]]:
-    """Sizes of what a parameter does in the operations that use it, and whether their output is finite."""
+def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[str, int, int, Size, bool]]:
+    """What a parameter does where it is used: quantity, step, which operation, size, whether its output is finite."""
     start = lowered.nodes[parameter_node(capture, name, 0)]
-    out: list[tuple[Key, Size, bool]] = []
+    out: list[tuple[str, int, int, Size, bool]] = []
 
-    def note(quantity: str, step: int, value: AnyValue | None) -> None:
+    def note(quantity: str, step: int, use: int, value: AnyValue | None) -> None:
         if value is not None:
-            out.append(((quantity, name, step), size_of(value), not has_width(value.axes)))
+            out.append((quantity, step, use, size_of(value), not has_width(value.axes)))
 
     first = [share(capture, lowered, use, name, 0, start) for use in uses(capture, name, 0)]
-    for value in first:
-        note("start", 0, value)
+    for i, value in enumerate(first):
+        note("start", 0, i, value)
     for step in range(1, capture.steps + 1):
         moved = difference(lowered, lowered.nodes[parameter_node(capture, name, step)], start)
         for i, use in enumerate(uses(capture, name, step)):
             if trained(capture, name):
-                note("effect", step, share(capture, lowered, use, name, step, moved))
+                note("effect", step, i, share(capture, lowered, use, name, step, moved))
             through = share(capture, lowered, use, name, step, start)
             before = first[i] if i < len(first) else None
             if through is not None and before is not None:
-                note("propagated", step, difference(lowered, through, before))
+                note("propagated", step, i, difference(lowered, through, before))
     return out
 
 

@@ -15,7 +15,8 @@ from tpcompile.capture import Capture
 from tpcompile.errors import UsageError
 from tpcompile.laws import Law
 from tpcompile.parametrization.changes import Change, Run, scale_parameters
-from tpcompile.parametrization.measure import measure
+from tpcompile.parametrization.measure import measure, parameter_names
+from tpcompile.parametrization.multipliers import multiply
 from tpcompile.parametrization.report import Report
 from tpcompile.parametrization.solve import solve
 from tpcompile.parametrization.verify import make_report
@@ -26,7 +27,8 @@ class Rule:
     """How one parameter scales with the width in the maximal update parametrization.
 
     ``init_exponent`` is of the standard deviation of its entries (None: it starts at exactly zero and stays so),
-    ``lr_exponent`` of its learning rate (None: not trained), ``multiplier_exponent`` of a factor in front of it.
+    ``lr_exponent`` of its learning rate (None: not trained), ``multiplier_exponent`` of a factor in front of it, where
+    several operations use it the largest (``own.multipliers`` has one for each).
     ``gradient_exponent`` is that of its gradient's entries: an epsilon beside the root of their squares scales alike.
     """
 
@@ -36,6 +38,16 @@ class Rule:
     multiplier_exponent: Fraction
     gradient_exponent: Fraction | None
     own: Change  # what was changed against the user's own setup
+
+    @property
+    def epsilon_exponent(self) -> Fraction | None:
+        """Of an epsilon that is added to the root of the squared gradients: that of the gradients."""
+        return self.gradient_exponent
+
+    @property
+    def decay_exponent(self) -> Fraction | None:
+        """Of a weight decay that is multiplied by the learning rate: their product stays."""
+        return None if self.lr_exponent is None else -self.lr_exponent
 
 
 @dataclass(frozen=True)
@@ -99,19 +111,26 @@ class Rules(Mapping[str, Rule]):
         scale_parameters(model, {name: rule.own.init for name, rule in self.items()}, self._ratio(model, base_width))
         return model
 
+    def apply_multipliers_(self, model: nn.Module, base_width: float) -> nn.Module:
+        """Put the rules' multipliers in front of parameters in the model's forward; without any it stays as it is."""
+        multiply(model, {name: rule.own.multipliers for name, rule in self.items()}, self._ratio(model, base_width))
+        return model
+
     def _ratio(self, model: nn.Module, base_width: float) -> float:
         if not base_width > 0:
             raise UsageError(f"the base width must be positive, got {base_width!r}", where="base_width")
         return self.width(model) / base_width
 
-    def to_dict(self) -> dict[str, dict[str, str | None]]:
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         """Exponents as strings, by parameter."""
         return {
             name: {
                 "init": None if r.init_exponent is None else str(r.init_exponent),
                 "lr": None if r.lr_exponent is None else str(r.lr_exponent),
                 "multiplier": str(r.multiplier_exponent),
+                "multipliers": [str(e) for e in r.own.multipliers],
                 "gradient": None if r.gradient_exponent is None else str(r.gradient_exponent),
+                "weight_decay": None if r.decay_exponent is None else str(r.decay_exponent),
             }
             for name, r in self.rules.items()
         }
@@ -121,9 +140,13 @@ class Rules(Mapping[str, Rule]):
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __str__(self) -> str:
-        from tpcompile.report.exponents import rules_text
+        return self.table()
 
-        return rules_text(self)
+    def table(self, form: str = "text") -> str:
+        """One line for each parameter, as "text", or for a paper as "markdown" or "latex"."""
+        from tpcompile.report.rules import rules_table
+
+        return rules_table(self, form)
 
 
 def mup(
@@ -136,19 +159,25 @@ def mup(
     *,
     init: Mapping[str, Law] | None = None,
     widths: Sequence[int] | None = None,
+    multipliers: Mapping[str, Fraction | int | float] | None = None,
 ) -> Rules:
     """The maximal update parametrization of a model and optimizer: exponents of initial values and learning rates.
 
-    Solves, over exact fractions, for the exponents at which every parameter's update changes the output of the
-    operation that uses it by Θ(1), and initial values are as large as stability allows: no multipliers are needed
-    unless one parameter stands in two operations that ask for different scales. The sizes are piecewise linear in the
+    ``multipliers`` are exponents of factors in front of parameters that are to be there, another representative of the
+    abc symmetry. Solves, over exact fractions, for the exponents at which every parameter's update changes the output
+    of the operation that uses it by Θ(1), and initial values are as large as stability allows. Multipliers are needed
+    only where one parameter stands in operations that ask for different scales. The sizes are piecewise linear in the
     exponents; each round solves the linear pieces at hand and traces them again (Definition 5.1 and Theorem 5.6 of
     Tensor Programs IV, 2011.14522; Tensor Programs V, 2203.03466). Arguments as of :func:`tpcompile.verify`.
     Raises UndeterminedLimitError if no stable point is reached.
     """
     run = Run(make, inputs, targets, loss, optimizer, steps, init, widths)
     setup = run.capture()
-    return _rules(run, setup, solve(run, setup))
+    given = {name: (Fraction(e),) for name, e in (multipliers or {}).items()}
+    unknown = sorted(set(given) - set(parameter_names(setup)))
+    if unknown:
+        raise UsageError(f"there is no parameter '{unknown[0]}'", where="multipliers")
+    return _rules(run, setup, solve(run, setup, given))
 
 
 def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
@@ -162,7 +191,7 @@ def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
             name=name,
             init_exponent=start if isinstance(start, Fraction) else None,
             lr_exponent=p.lr_exponent,
-            multiplier_exponent=Fraction(0),
+            multiplier_exponent=max(changes.get(name, Change()).multipliers, key=abs, default=Fraction(0)),
             gradient_exponent=gradient if isinstance(gradient, Fraction) else None,
             own=changes.get(name, Change()),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tpcompile.lowering.functions import UNKNOWN
@@ -57,6 +57,11 @@ def size_of(value: AnyValue, reason: str = "") -> Size:
     assert rest is not None
     bound = max(rest, lead) if lead is not None else rest
     return Size(None, math.inf if bound > UNKNOWN / 1000 else bound, reason or "the kept terms of its series cancel")
+
+
+def scaled(size: Size, by: Fraction) -> Size:
+    """The size of a value times ``n**by``."""
+    return replace(size, exponent=None if size.exponent is None else size.exponent + by, bound=size.bound + by)
 
 
 def better(a: Size, b: Size) -> Size:

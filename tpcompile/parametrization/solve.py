@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -14,15 +14,18 @@ from tpcompile.parametrization.changes import Change, Run
 from tpcompile.parametrization.decay import decay_kind
 from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
 from tpcompile.parametrization.report import first_exponent, largest_exponent
+from tpcompile.parametrization.sizes import ZERO
+from tpcompile.parametrization.ties import check_countable, excess, grown_uses, shared
 
-_MOST_ROUNDS = 40
+_MOST_ROUNDS, _MOST_TIES = 40, 8
 _AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
 
 
-def solve(run: Run, setup: Capture) -> dict[str, Change]:
+def solve(run: Run, setup: Capture, given: Mapping[str, Sequence[Fraction]] | None = None) -> dict[str, Change]:
     """What every parameter of a captured run needs for the maximal update parametrization.
 
-    Initial values and learning rates are solved for with epsilon and weight decay out of the way: these follow,
+    Multipliers only where one parameter stands in operations that ask for different scales, or as ``given``. Initial
+    values and learning rates are solved for with epsilon and weight decay out of the way: these follow,
     epsilon as the gradients and weight decay so that its product with the learning rate stays.
     Raises UndeterminedLimitError if no stable point is reached.
     """
@@ -34,12 +37,34 @@ def solve(run: Run, setup: Capture) -> dict[str, Change]:
         for name in parameter_names(setup)
         if trained(setup, name)
     }
-    alone = setup if not any(c != Change() for c in beside.values()) else run.changed(beside).capture()
-    shifts = moved(alone)
-    sizes = measure(alone, shifts)
+    multipliers: dict[str, tuple[Fraction, ...]] = {name: tuple(own) for name, own in (given or {}).items()}
+    shifts = _shared_inits(setup)
+    for _ in range(_MOST_TIES):
+        around = {
+            name: replace(beside.get(name, Change()), multipliers=multipliers.get(name, ()))
+            for name in parameter_names(setup)
+        }
+        alone = setup if not any(c != Change() for c in around.values()) else run.changed(around).capture()
+        sizes = measure(alone, shifts, deepest=2 * HALF)
+        more = excess(alone, sizes)
+        if not more:
+            shifts = moved(alone, shifts)
+            sizes = measure(alone, shifts)
+            more = excess(alone, sizes)
+        if not more:
+            break
+        check_countable(run, setup, more)
+        for name, by_use in more.items():
+            before = multipliers.get(name, (Fraction(0),) * len(by_use))
+            multipliers[name] = tuple(b - e for b, e in zip(before, by_use, strict=True))
+    else:
+        raise UndeterminedLimitError(
+            f"no multipliers found in {_MOST_TIES} rounds", where=", ".join(multipliers),
+            advice="the operations that use these parameters ask for scales that keep changing: untie them",
+        )  # fmt: skip
     changes = {}
     for name, shift in shifts.items():
-        change = Change(init=shift.init, rate=shift.rate)
+        change = Change(init=shift.init, rate=shift.rate, multipliers=multipliers.get(name, ()))
         if name in beside and beside[name].epsilon:
             gradient = first_exponent(tuple(sizes["gradient", name, t] for t in range(setup.steps)))
             if isinstance(gradient, Fraction):
@@ -52,13 +77,26 @@ def solve(run: Run, setup: Capture) -> dict[str, Change]:
     return changes
 
 
+def _shared_inits(setup: Capture) -> dict[str, Shift]:
+    """Initial values at which the first growing output of a parameter of several uses is Θ(1): the others follow it."""
+    shifts = {name: Shift() for name in parameter_names(setup)}
+    several = shared(setup)
+    sizes = measure(setup, deepest=HALF) if several else Sizes({})
+    for name in several:
+        starts = [sizes.by_use.get(("start", name, 0, use), ZERO).exponent for use in grown_uses(setup, name)]
+        first = next((e for e in starts if e != -math.inf), None)
+        if first is not None:
+            shifts[name] = Shift(init=-Fraction(first))
+    return shifts
+
+
 def _matters(setup: Capture, name: str, key: str) -> bool:
     value = setup.settings.get(name, {}).get(key)
     return value is not None and value.coefficient != 0
 
 
-def moved(setup: Capture) -> dict[str, Shift]:
-    """Moves of single exponents, each traced again, until nothing is left to move.
+def moved(setup: Capture, start: Mapping[str, Shift]) -> dict[str, Shift]:
+    """Exponents of initial values and learning rates: single moves, each traced again, until nothing is left to move.
 
     The sizes are piecewise linear in the exponents, with pieces that only the trace knows (cancellation, saturation):
     a linear program would solve one piece and have to be traced again like a move. What the moves end at is measured
@@ -66,11 +104,13 @@ def moved(setup: Capture) -> dict[str, Shift]:
     """
     names = [name for name in parameter_names(setup) if trained(setup, name)]
     random = [name for name in parameter_names(setup) if init_exponent(setup, name) != -math.inf]
-    shifts = {name: Shift() for name in parameter_names(setup)}
+    shifts = dict(start)
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
     for _ in range(_MOST_ROUNDS):
         sizes = measure(setup, shifts, deepest=2 * HALF)
+        if excess(setup, sizes):
+            return shifts  # a matter of multipliers
         moves = _first_effects(setup, sizes, [name for name in names if name not in late])
         if not moves:
             moves, grown = _growth(setup, sizes, names, random)
@@ -119,11 +159,16 @@ def _growth(
 
 
 def _small(setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[str]) -> dict[str, Shift]:
-    """Initial values and, of the parameters that move most later on, learning rates that could be larger."""
+    """Initial values (by n^(1/2) a round, for the same reason) and, of parameters that move most later on, rates."""
     steps = range(1, setup.steps + 1)
     passes = {n: [sizes["start", n, 0], *(sizes["propagated", n, t] for t in steps)] for n in random}
     inits = {n: max(s.bound for s in p) for n, p in passes.items() if all(s.exact for s in p[:2])}
-    moves = {n: Shift(init=Fraction(e)) for n, e in inits.items() if -math.inf < e < 0}
+    for n in shared(setup):  # what a finite output makes of them does not stand for an activation that vanishes
+        starts = [sizes.by_use.get(("start", n, 0, use), ZERO).exponent for use in grown_uses(setup, n)]
+        known = [Fraction(e) for e in starts if e is not None and e != -math.inf]
+        if n in inits and known:
+            inits[n] = max(known)
+    moves = {n: Shift(init=max(Fraction(e), -HALF)) for n, e in inits.items() if -math.inf < e < 0}
     if moves:
         return moves
     rates = {n: largest_exponent(tuple(sizes["effect", n, t] for t in steps)) for n in late}

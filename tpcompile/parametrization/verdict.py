@@ -40,7 +40,7 @@ def verdict(
     if not any(s.exponent == 0 for s in outputs):
         return Verdict("undecided", True, f"whether the outputs change: {_reason(outputs)}")
     hidden = [a for a in activations if a not in sizes.finite]
-    moved = [sizes["change", a, t] for a in hidden for t in range(1, steps + 1)]
+    moved = [sizes.used("change", a, t) for a in hidden for t in range(1, steps + 1)]
     if any(s.exponent == 0 for s in moved):
         trained = [p for p in parameters.values() if p.lr_exponent is not None]
         full = all(p.maximal and _starts_maximal(p) for p in trained)
@@ -68,7 +68,7 @@ def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tu
     for step in range(steps + 1):
         for name in (*activations, "outputs"):
             quantity = "change" if step else "value"
-            size = sizes[quantity, name, step]
+            size = sizes.used(quantity, name, step)
             what = f"the {'change of ' if step else ''}{'outputs' if name == 'outputs' else repr(name)}"
             when = f"at step {step}" if step else "at initialisation"
             if size.exponent is None and not size.at_most(0):

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from tpcompile.parametrization.mup import Rules
     from tpcompile.parametrization.report import Report
     from tpcompile.parametrization.sizes import Size
 
@@ -31,21 +30,6 @@ def report_text(report: Report, width: int = 120) -> str:
     """The report without colours."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
     console.print(render(report))
-    out = console.file
-    assert isinstance(out, io.StringIO)
-    return out.getvalue().rstrip()
-
-
-def rules_text(rules: Rules) -> str:
-    """The rules as a table without colours."""
-    table = Table("parameter", "init", "lr", "multiplier", title="maximal update: powers of n", title_justify="left")
-    for name, r in rules.items():
-        init = "zero" if r.init_exponent is None else str(r.init_exponent)
-        table.add_row(
-            name, init, "not trained" if r.lr_exponent is None else str(r.lr_exponent), str(r.multiplier_exponent)
-        )
-    console = Console(file=io.StringIO(), width=120, force_terminal=False, color_system=None)
-    console.print(table)
     out = console.file
     assert isinstance(out, io.StringIO)
     return out.getvalue().rstrip()
