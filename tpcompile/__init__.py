@@ -8,6 +8,7 @@ from tpcompile.kernels import Kernel, Kernels, kernel
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
 from tpcompile.parametrization import Report, Rules, abc, abcd, mup, verify
 from tpcompile.results import LimitResult, Result, SimulationResult, load_result
+from tpcompile.spectra import Moments, moments
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "Kernels",
     "Law",
     "LimitResult",
+    "Moments",
     "Normal",
     "Orthogonal",
     "Report",
@@ -34,6 +36,7 @@ __all__ = [
     "ir",
     "kernel",
     "load_result",
+    "moments",
     "mup",
     "tap",
     "verify",

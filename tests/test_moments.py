@@ -1,0 +1,183 @@
+"""Limiting moments of random matrices: closed forms, pairings counted by hand, finite matrices, errors."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import comb
+
+import numpy as np
+import pytest
+import sympy as sp
+import torch
+
+import tpcompile as tp
+from tpcompile.spectra import words
+from tpcompile.spectra.operator import Operator
+
+ORDER = 20
+
+
+def wigner(w, x):
+    return (w @ x + w.T @ x) / 2**0.5
+
+
+def wishart(w, x):
+    return w.T @ (w @ x)
+
+
+def ginibre_product(a, b, c, x):
+    return c.T @ (b.T @ (a.T @ (a @ (b @ (c @ x)))))
+
+
+def free_sum(v, w, x):
+    return wigner(v, x) + wishart(w, x)
+
+
+def free_product(v, w, x):
+    return wishart(v, wishart(w, x))
+
+
+def catalan(k: int, s: int = 1) -> Fraction:
+    """Fuss-Catalan numbers: moments of the squared singular values of a product of s Ginibre matrices."""
+    return Fraction(comb((s + 1) * k, k), s * k + 1)
+
+
+def narayana(k: int, ratio: Fraction) -> Fraction:
+    """Moments of X^T X for X of ratio n by n rows (Marchenko-Pastur)."""
+    return sum((Fraction(comb(k, j) * comb(k, j - 1), k) * ratio**j for j in range(1, k + 1)), Fraction(0))
+
+
+def free_cumulants(m: list[Fraction]) -> list[Fraction]:
+    """Free cumulants from moments: M(z) = 1 + R(z M(z)), order by order."""
+    z = sp.Symbol("z")
+    order = len(m) - 1
+    series = sum((sp.Rational(c.numerator, c.denominator) * z**k for k, c in enumerate(m)), sp.Integer(0))
+    inner = sp.Poly(z * series, z)
+    left, power = sp.Poly(series - 1, z), sp.Poly(1, z)
+    found = []
+    for k in range(1, order + 1):
+        power = sp.Poly({e: c for e, c in (power * inner).terms() if e[0] <= order} or {(0,): 0}, z)
+        c = left.coeff_monomial(z**k)
+        found.append(Fraction(int(c.p), int(c.q)))
+        left = left - c * power
+    return found
+
+
+def test_semicircle():
+    m = tp.moments(wigner, ORDER)
+    assert list(m) == [catalan(k // 2) if k % 2 == 0 else 0 for k in range(ORDER + 1)]
+    assert all(isinstance(c, Fraction) for c in m)
+    assert m.exact
+    assert m.dot == (0, *m[1:])  # without the response terms W g and W^T g would be independent of g
+
+
+@pytest.mark.parametrize("ratio", [Fraction(1), Fraction(1, 2), Fraction(3, 2), Fraction(3)])
+def test_marchenko_pastur(ratio):
+    m = tp.moments(wishart, ORDER, shapes={"w": (ratio, 1)})
+    assert list(m)[1:] == [narayana(k, ratio) for k in range(1, ORDER + 1)]
+
+
+def test_products_of_ginibre_matrices():
+    assert list(tp.moments(ginibre_product, ORDER)) == [catalan(k, 3) for k in range(ORDER + 1)]
+    assert list(tp.moments(lambda a, b, x: b.T @ (a.T @ (a @ (b @ x))), 12)) == [catalan(k, 2) for k in range(13)]
+
+
+def test_free_sum_adds_free_cumulants():
+    m = tp.moments(free_sum, ORDER)
+    assert free_cumulants(list(m)) == [Fraction(2 if k == 2 else 1) for k in range(1, ORDER + 1)]
+
+
+def test_free_product():
+    assert list(tp.moments(free_product, ORDER)) == [catalan(k, 2) for k in range(ORDER + 1)]
+
+
+def test_powers_and_identity():
+    m = tp.moments(lambda w, x: 3 * x - wishart(w, x), 6)
+    shifted = [sum(comb(k, j) * 3 ** (k - j) * (-1) ** j * catalan(j) for j in range(k + 1)) for k in range(7)]
+    assert list(m) == shifted
+    assert m.dot[1] == -1
+    assert m[1] - m.dot[1] == 3  # the multiple of the identity has no response term
+
+
+def test_variances_are_exact():
+    m = tp.moments(wishart, 4, variances={"w": Fraction(1, 3)})
+    assert list(m) == [catalan(k) / 3**k for k in range(5)]
+
+
+def test_roots_stay_roots():
+    m = tp.moments(lambda w, x: x * 2**0.5 + wigner(w, x), 3)
+    assert m[1] == sp.sqrt(2)
+    assert m[2] == 3
+    assert m[3] == 5 * sp.sqrt(2)
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes", "order"),
+    [
+        (wigner, None, 8),
+        (wishart, {"w": (Fraction(1, 2), 1)}, 5),
+        (free_sum, {"w": (2, 1)}, 4),
+        (free_product, {"v": (3, 1)}, 3),
+        (lambda a, b, x: b.T @ (a.T @ (a @ (b @ x))) - 2 * x, {"b": (2, 1), "a": (Fraction(1, 2), 2)}, 3),
+        (lambda a, b, x: a @ (b.T @ x) + 3 * (b @ (a.T @ x)), None, 3),
+    ],
+)
+def test_non_crossing_pairings_counted_by_hand(fn, shapes, order):
+    m = tp.moments(fn, order, shapes=shapes)
+    for k in range(1, order + 1):
+        assert sum((w.value for w in words(fn, k, shapes=shapes)), Fraction(0)) == m[k]
+
+
+def test_words_of_the_semicircle():
+    found = words(wigner, 4)
+    assert {str(w) for w in found} == {"w w wᵀ wᵀ", "w wᵀ w wᵀ", "w wᵀ wᵀ w", "wᵀ w w wᵀ", "wᵀ w wᵀ w", "wᵀ wᵀ w w"}
+    assert sum(len(w.pairings) for w in found) == 8
+    assert {str(w): len(w.pairings) for w in found}["w wᵀ w wᵀ"] == 2
+
+
+def test_diagonal_of_a_function_of_a_vector():
+    """The Jacobian of a layer: independent of its weights in the limit, so that moments multiply."""
+    m = tp.moments(lambda w, u, x: w.T @ (torch.tanh(u) ** 2 * (w @ x)), 3, shapes={"u": (1,)})
+    second, fourth, sixth = (tanh_moment(k) for k in (2, 4, 6))  # of the diagonal: free cumulants
+    assert m[1] == pytest.approx(second, rel=1e-12)
+    assert m[2] == pytest.approx(fourth + second**2, rel=1e-12)
+    assert m[3] == pytest.approx(sixth + 3 * fourth * second + second**3, rel=1e-12)
+    assert not m.exact
+
+
+def tanh_moment(k: int) -> float:
+    t, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(180))
+    return float((w * torch.tanh(t) ** k).sum() / (2 * torch.pi) ** 0.5)
+
+
+def test_moments_of_finite_matrices_converge_like_1_over_n():
+    shapes = {"w": (Fraction(1, 2), 1)}
+    operator = Operator.of(free_sum, shapes)
+    limit = torch.tensor([float(c) for c in tp.moments(free_sum, 4, shapes=shapes)[1:]])
+    errors = []
+    for n, seeds in ((12, 1000), (48, 500)):
+        values = torch.stack([torch.linalg.eigvalsh(operator.matrix(n, seed)) for seed in range(seeds)])
+        found = torch.stack([(values**k).mean(-1) for k in range(1, 5)], -1)
+        errors.append((found.mean(0) - limit).abs()[1:])  # the first moment has no bias
+        stderr = found.std(0)[1:] / seeds**0.5
+        assert (errors[-1] > 4 * stderr).all()  # the bias is seen
+    assert torch.allclose(errors[0] / errors[1], torch.tensor(4.0, dtype=torch.float64), rtol=0.3)
+
+
+def test_errors():
+    with pytest.raises(tp.TpcompileError, match="not linear"):
+        tp.moments(lambda w, x: torch.tanh(w @ x))
+    with pytest.raises(tp.TpcompileError, match="names 'v'"):
+        tp.moments(wigner, shapes={"v": (1, 1)})
+    with pytest.raises(tp.TpcompileError, match="expected \\(rows, columns\\)"):
+        tp.moments(wigner, shapes={"w": 3})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(tp.TpcompileError, match="shape"):
+        tp.moments(lambda w, x: w @ x, shapes={"w": (2, 1)})
+    with pytest.raises(tp.TpcompileError, match="positive integer"):
+        tp.moments(wigner, 0)
+    with pytest.raises(tp.TpcompileError, match="must be a positive number"):
+        tp.moments(wigner, variances={"w": -1})
+    with pytest.raises(tp.TpcompileError, match="words are of matrices"):
+        words(lambda w, u, x: u * (w @ x), 2, shapes={"u": (1,)})
+    with pytest.raises(tp.TpcompileError, match="grows like n"):
+        tp.moments(lambda w, x: len(x) * (w.T @ (w @ x)))

@@ -1,0 +1,347 @@
+"""Programs over polynomials in formal generators: exact rationals, roots, symbols, or floats (:mod:`.wick`).
+
+A value is an object array over its axes, a width axis of length 1: entries of scalars are numbers, those of vectors
+polynomials. Numbers are rational where the floats of the program stand for rationals (:mod:`.numbers`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from tpcompile import nonlin
+from tpcompile.analysis.semantics import execute
+from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.exact.degrees import coefficients
+from tpcompile.evaluate.exact.numbers import Number, recognised
+from tpcompile.evaluate.exact.wick import Initial, Polynomial, Product, Wick, lifted
+from tpcompile.ir import (
+    Concat,
+    Const,
+    Contract,
+    Data,
+    Expand,
+    Finite,
+    Gather,
+    Gaussian,
+    Init,
+    Map,
+    MatMul,
+    Mul,
+    Node,
+    Permute,
+    Program,
+    Scatter,
+    Slice,
+    Sum,
+    Unslice,
+    View,
+    Width,
+    split_spec,
+)
+from tpcompile.laws import Constant, Law, Normal, TruncatedNormal, Uniform
+
+Array = np.ndarray[Any, Any]
+
+
+def evaluate_formally(
+    program: Program,
+    *,
+    variances: Mapping[str, Number] | None = None,
+    data: Mapping[str, Array] | None = None,
+    number: Callable[[float], Number] = recognised,
+    zero: frozenset[Node] = frozenset(),
+    dot: bool = True,
+) -> dict[str, Array]:
+    """The limits of all outputs, as object arrays.
+
+    ``variances`` of initial values by name replace the squares of the floats in their laws, ``data`` the tensors of the
+    program. ``number`` turns a float of the program into a number; ``zero`` are random scalars taken to be zero;
+    ``dot=False`` drops the response terms, which is wrong, and shows what they contribute.
+    Raises EvaluationError for what is not polynomial (functions of Gaussian vectors excepted).
+    """
+    run = _Run(program, variances or {}, data or {}, number, zero, dot)
+    for node in program.nodes:
+        if node.kind != "matrix":
+            try:
+                run.values[node] = run.value(node)
+            except EvaluationError as error:
+                where = error.where or program.origins.get(node)
+                raise EvaluationError(error.what, where=where, advice=error.advice) from error
+    out = {}
+    for name, output in program.outputs.items():
+        shape = tuple(1 if isinstance(d, Width) else d for d in output.shape)
+        value = np.zeros(shape, dtype=object) if output.limit is None else run.values[output.limit]
+        out[name] = value.reshape(shape)
+    return out
+
+
+class _Run:
+    def __init__(
+        self,
+        program: Program,
+        variances: Mapping[str, Number],
+        data: Mapping[str, Array],
+        number: Callable[[float], Number],
+        zero: frozenset[Node],
+        dot: bool,
+    ) -> None:
+        self.program = program
+        self.variances = variances
+        self.data = data
+        self.number = number
+        self.zero = zero
+        self.dot = dot
+        self.wick = Wick()
+        self.products: dict[Any, list[tuple[int, Polynomial]]] = {}  # by side: generator of W y, and y
+        self.values: dict[Node, Array] = {}
+
+    def value(self, node: Node) -> Array:
+        op = node.op
+        x = [self.values[y] for y in node.operands if y.kind != "matrix"]
+        match op:
+            case Data(name=name):
+                return self.data[name] if name in self.data else self._data(name)
+            case Const(value=value):
+                return _array([self.number(value)], ())
+            case Init():
+                return self._initial(node, op)
+            case MatMul(transpose=transpose):
+                return self._matmul(node, x[0], transpose)
+            case Map():
+                return _each(lambda v: self._map(op, v), x[0])
+            case Sum(coefficients=cs):
+                total: Any = 0
+                for c, v in zip(cs, x, strict=True):
+                    total = total + v * self.number(c)
+                return np.asarray(total, dtype=object)
+            case Mul():
+                out = x[0]
+                for factor in x[1:]:
+                    out = out * factor
+                return np.asarray(out, dtype=object)
+            case Gaussian():
+                if node in self.zero:
+                    return np.zeros(tuple(_size(d) for d in node.dims), dtype=object)
+                raise EvaluationError(
+                    "a random number (an output at initialisation) enters a program that is not linear",
+                    advice="output_init='zero' takes it to be zero",
+                )
+            case Contract(spec=spec):
+                return self._contract(node, spec, x)
+            case Finite():
+                return self._finite(op, x)
+        return _moved(op, x, node)
+
+    # leaves --------------------------------------------------------------------------------
+
+    def _data(self, name: str) -> Array:
+        tensor = self.program.data[name]
+        if not tensor.is_floating_point():
+            return tensor.numpy()
+        eps = torch.finfo(tensor.dtype).eps
+        exact = self.number if eps < 1e-15 else lambda v: self.number(float(recognised(v, eps)))
+        return _array([exact(float(v)) for v in tensor.double().flatten()], tuple(tensor.shape))
+
+    def _initial(self, node: Node, op: Init) -> Array:
+        if node.kind == "scalar":
+            raise EvaluationError(f"the random parameter '{op.name}' of finite size has no exact evaluation")
+        shape = tuple(_size(d) for d in node.dims)
+        return _array([self._entry(op.name, op.law) for _ in range(math.prod(shape))], shape)
+
+    def _entry(self, name: str, law: Law) -> Polynomial:
+        match law:
+            case Constant(value=value):
+                return lifted(self.number(value))
+            case Normal(std=std, mean=mean):
+                variance = self.variances.get(name, self.number(std * std))
+                return self.wick.fresh(Initial(variance=variance)) + self.number(mean)
+            case Uniform(low=low, high=high):
+                a, b = self.number(low), self.number(high)
+
+                def uniform(k: int) -> Number:
+                    return sum((a**i * b ** (k - i) for i in range(k + 1)), 0 * a) * self.number(1 / (k + 1))
+
+                return self.wick.fresh(Initial(moment=uniform))
+            case TruncatedNormal(std=std, low=low, high=high, mean=mean):
+                of = stats.truncnorm((low - mean) / std, (high - mean) / std, loc=mean, scale=std)
+                return self.wick.fresh(Initial(moment=lambda k: float(of.moment(k))))
+        raise EvaluationError(f"the entries of an initial vector of law {law} are not independent")
+
+    # instructions --------------------------------------------------------------------------
+
+    def _matmul(self, node: Node, x: Array, transpose: bool) -> Array:
+        """``Z = Ẑ + Ż``, with the derivatives of Ż taken formally (theory, section 2)."""
+        matrix, operand = node.operands
+        assert isinstance(matrix.op, Init)
+        assert isinstance(matrix.op.law, Normal)
+        variance = self.variances.get(matrix.op.name, self.number(matrix.op.law.std**2))
+        (ratio,) = (Fraction(d.ratio) for d in operand.dims if isinstance(d, Width))
+        factor = variance * self._rational(ratio)
+        family = sum(isinstance(d, int) for d in matrix.dims)
+        out = np.empty(x.shape, dtype=object)
+        for place in np.ndindex(x.shape):
+            p = lifted(x[place])
+            key, opposite = ((matrix, place[:family], t) for t in (transpose, not transpose))
+            new = self.wick.fresh(Product(key, factor, p))
+            (generator,) = next(iter(new.terms))
+            total = new
+            if self.dot:
+                reached = self.wick.reach(p)
+                for g, y in self.products.get(opposite, []):
+                    if g in reached:
+                        slope = self.wick.mean(self.wick.derivative(p, g))
+                        total = total + y * (slope * factor) if slope != 0 else total
+            self.products.setdefault(key, []).append((generator, p))
+            out[place] = total
+        return out
+
+    def _map(self, op: Map, x: Polynomial | Number) -> Polynomial | Number:
+        found = coefficients(op.fn, op.order, op.params)
+        if found is not None:
+            total: Any = 0
+            for c in reversed(found):
+                total = total * x + self._rational(c)
+            return total
+        if isinstance(x, Polynomial):
+            return self.wick.atom(op.fn, op.order, op.params, x)
+        return float(nonlin.evaluate(op.fn, _tensor(_array([x], ())), op.order, **dict(op.params)))
+
+    def _rational(self, x: Fraction) -> Number:
+        return x if self.number is recognised else self.number(float(x))
+
+    def _contract(self, node: Node, spec: str, x: Sequence[Array]) -> Array:
+        inputs, out = split_spec(spec)
+        sizes = {a: s for word, v in zip(inputs, x, strict=True) for a, s in zip(word, v.shape, strict=True)}
+        summed = [a for a in sizes if a not in out]
+        assert isinstance(node.op, Contract)
+        averaged = node.op.contracted_width(tuple(y.dims for y in node.operands)) is not None
+        result = np.empty(tuple(sizes[a] for a in out), dtype=object)
+        for place in np.ndindex(result.shape):
+            at = dict(zip(out, place, strict=True))
+            total: Any = 0
+            for inner in product(*(range(sizes[a]) for a in summed)):
+                at.update(zip(summed, inner, strict=True))
+                factors = [v[tuple(at[a] for a in word)] for word, v in zip(inputs, x, strict=True)]
+                total = total + (self._expected(factors) if averaged else math.prod(factors[1:], start=factors[0]))
+            result[place] = total
+        return result
+
+    def _expected(self, factors: Sequence[Polynomial | Number]) -> Number:
+        number: Number = 1
+        moving: list[Polynomial] = []
+        for f in factors:
+            if isinstance(f, Polynomial):
+                moving.append(f)
+            else:
+                number = number * f
+        if number == 0:
+            return 0
+        if len(moving) < 2:
+            return number * self.wick.mean(moving[0]) if moving else number
+        first = moving[0]
+        for f in moving[1:-1]:
+            first = first * f
+        return number * self.wick.inner(first, moving[-1])
+
+    def _finite(self, op: Finite, x: Sequence[Array]) -> Array:
+        name = op.target.split(".")[1]
+        rule = _FINITE.get(name)
+        if rule is not None and not op.kwargs:
+            decoded = [x[a[1]] if isinstance(a, tuple) and a[:1] == ("%",) else a for a in op.args]
+            found = rule(self, *decoded)
+            if found is not None:
+                return np.asarray(found, dtype=object).reshape(op.shape)
+        try:
+            value = execute(op, [_tensor(v) for v in x], op.shape, lambda _: 1, torch.float64)
+        except TypeError as error:
+            raise EvaluationError(f"{op.target} is no polynomial of the symbols") from error
+        return _array(value.double().flatten().tolist(), tuple(value.shape))
+
+
+def _mse(run: _Run, x: Array, y: Array, reduction: int = 1) -> Array | None:
+    square = (x - y) * (x - y)
+    if reduction == 0:
+        return square
+    return square.sum() * (run._rational(Fraction(1, square.size)) if reduction == 1 else 1)
+
+
+def _mse_backward(run: _Run, grad: Array, x: Array, y: Array, reduction: int) -> Array:
+    scale = Fraction(2, x.size) if reduction == 1 else Fraction(2)
+    return (x - y) * grad * run._rational(scale)
+
+
+def _mean(run: _Run, x: Array, dims: Sequence[int] | None = None, keep: bool = False) -> Array:
+    axes = tuple(range(x.ndim)) if not dims else tuple(dims)
+    count = math.prod(x.shape[a] for a in axes)
+    return x.sum(axis=axes, keepdims=keep) * run._rational(Fraction(1, count))
+
+
+def _sum(run: _Run, x: Array, dims: Sequence[int] | None = None, keep: bool = False) -> Array:
+    return x.sum(axis=tuple(range(x.ndim)) if not dims else tuple(dims), keepdims=keep)
+
+
+_FINITE: dict[str, Callable[..., Array | None]] = {
+    "mse_loss": _mse,
+    "mse_loss_backward": _mse_backward,
+    "mean": _mean,
+    "sum": _sum,
+    "neg": lambda run, x: -x,
+}
+
+
+def _moved(op: Any, x: Sequence[Array], node: Node) -> Array:
+    """Instructions that move entries."""
+    shape = tuple(_size(d) for d in node.dims)
+    match op:
+        case Concat(axis=axis):
+            return np.concatenate(x, axis)
+        case View():
+            return x[0].reshape(shape)
+        case Permute(order=order):
+            return x[0].transpose(order)
+        case Expand():
+            return np.broadcast_to(x[0], shape)
+        case Slice(axis=axis, start=start, stop=stop, step=step):
+            return x[0][(slice(None),) * axis + (slice(start, stop, step),)]
+        case Unslice(axis=axis, start=start, stop=stop, step=step):
+            out = np.zeros(shape, dtype=object)
+            out[(slice(None),) * axis + (slice(start, stop, step),)] = x[0]
+            return out
+        case Gather(axis=axis):
+            padded = np.concatenate([x[0], np.zeros_like(np.take(x[0], [0], axis))], axis)  # -1 is the zero behind
+            return np.take(padded, x[1].astype(int), axis)
+        case Scatter(axis=axis, size=size, rank=rank):
+            rows = x[0].reshape(*x[0].shape[:axis], -1, *x[0].shape[axis + rank :])
+            out = np.zeros((*rows.shape[:axis], size, *rows.shape[axis + 1 :]), dtype=object)
+            for i, at in enumerate(x[1].astype(int).ravel()):
+                if at >= 0:
+                    into = (slice(None),) * axis
+                    out[(*into, at)] = out[(*into, at)] + rows[(*into, i)]
+            return out
+    raise EvaluationError(f"the instruction '{op.mnemonic}' has no exact evaluation over polynomials")
+
+
+def _size(d: Any) -> int:
+    return 1 if isinstance(d, Width) else d
+
+
+def _array(entries: Sequence[Any], shape: tuple[int, ...]) -> Array:
+    out = np.empty(len(entries), dtype=object)
+    out[:] = entries
+    return out.reshape(shape)
+
+
+def _each(fn: Callable[[Any], Any], x: Array) -> Array:
+    return _array([fn(v) for v in x.ravel()], x.shape)
+
+
+def _tensor(x: Array) -> torch.Tensor:
+    return torch.tensor([float(v) for v in x.ravel()], dtype=torch.float64).reshape(x.shape)
