@@ -95,6 +95,29 @@ def test_a_seed_gives_the_same_bits(parametrization):
     assert not torch.equal(a.outputs, c.outputs)
 
 
+def test_standard_errors_of_covariances_and_feature_changes():
+    """Deviations from an evaluation of 64 times as many particles, in units of the stated errors."""
+    random = tp.compile(mlp("tanh", 2, "ntk", lr=0.5), X, Y, F.mse_loss, steps=2)
+    learned = tp.compile(mlp("tanh", 2, lr=0.5), X, Y, F.mse_loss, steps=2)
+    few, many = 512, 32768
+
+    def z(value, stderr, best, best_stderr):
+        error = (stderr.square() + best_stderr.square()).sqrt()
+        used = error > 1e-12
+        return ((value - best)[used] / error[used]).square().mean().sqrt()
+
+    a, b = (random.evaluate(particles=m, replicas=12) for m in (few, many))
+    assert a.outputs_cov is not None
+    assert a.outputs_cov_stderr is not None
+    assert float(z(a.outputs_cov, a.outputs_cov_stderr, b.outputs_cov, b.outputs_cov_stderr)) < 2.5
+    assert 1e-5 < float(a.outputs_cov_stderr.max() / a.outputs_cov.abs().max()) < 0.1
+    a, b = (learned.evaluate(particles=m, replicas=12) for m in (few, many))
+    for name in a.activations:
+        found = z(*(f(name) for r in (a, b) for f in (r.feature_change, r.feature_change_stderr)))
+        assert float(found) < 2.5
+        assert float(a.feature_change_stderr(name)[1:].min()) > 0
+
+
 def test_random_output_has_exact_ensemble_moments_and_can_be_conditioned_to_zero():
     compiled = tp.compile(mlp("tanh", 2, "ntk"), X, Y, F.mse_loss, steps=2)
     result = compiled.evaluate(particles=1024, replicas=2)

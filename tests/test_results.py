@@ -118,13 +118,15 @@ def assert_identical(a, b):
 
 def test_save_and_load_bit_for_bit(tmp_path):
     cov = torch.randn(4, 4, 4, dtype=torch.float64)
-    result = limit(source=shares, outputs_cov=cov, why='a "reason" with ε', output_shape=())
+    why = 'a "reason" with ε'
+    result = limit(source=shares, outputs_cov=cov, outputs_cov_stderr=cov.abs() * 1e-3, why=why, output_shape=())
     result.save(tmp_path / "run")  # no suffix is added
     loaded = load_result(tmp_path / "run")
     assert isinstance(loaded, LimitResult)
     for name in ("outputs", "test_outputs", "loss", "activations", "kernels", "feature_changes", "targets"):
         assert_identical(getattr(result, name), getattr(loaded, name))
-    for name in ("outputs_cov", "why", "evaluator", "particles", "output_shape", "test_outputs_cov"):
+    assert_identical(result.feature_changes_stderr, loaded.feature_changes_stderr)
+    for name in ("outputs_cov", "outputs_cov_stderr", "why", "evaluator", "particles", "output_shape"):
         assert_identical(getattr(result, name), getattr(loaded, name))
     assert torch.equal(loaded.ntk(), result.ntk())
 

@@ -216,7 +216,7 @@ def _settings(
 
 def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
     steps = range(c.steps + 1)
-    mean, stderr, covariance = found.mean, found.stderr, found.covariance
+    mean, stderr, covariance, spread = found.mean, found.stderr, found.covariance, found.covariance_stderr
     has_test = "test_outputs/0" in mean
     has_loss = "loss/0" in mean
     first = covariance.get("outputs/0")
@@ -232,6 +232,7 @@ def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
         kernels={a: torch.stack([_kernel(mean, a, t) for t in steps]) for a in c.activations},
         kernels_stderr={a: torch.stack([_kernel(stderr, a, t) for t in steps]) for a in c.activations},
         feature_changes={a: torch.stack([_change(mean, a, t) for t in steps]) for a in c.activations},
+        feature_changes_stderr={a: torch.stack([_change(stderr, a, t) for t in steps]) for a in c.activations},
         targets=targets,
         output_shape=c.capture.output_shape,
         ntk_source=lambda: c.tangent(settings),
@@ -241,7 +242,9 @@ def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
         replicas=settings.replicas if found.evaluator == "particles" else 0,
         seed=settings.seed,
         outputs_cov=_stack(covariance, "outputs", steps) if first is not None else None,
+        outputs_cov_stderr=_stack(spread, "outputs", steps) if first is not None else None,
         test_outputs_cov=_stack(covariance, "test_outputs", steps) if first is not None and has_test else None,
+        test_outputs_cov_stderr=_stack(spread, "test_outputs", steps) if first is not None and has_test else None,
     )
 
 

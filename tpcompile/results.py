@@ -61,8 +61,9 @@ class Result:
 
     ``outputs`` is ``(T+1, N, k)`` (a model that returns ``(N, S, k)`` keeps ``S``), ``output_shape`` the
     shape of one input's output as the model returns it. ``feature_changes[name]`` is
-    ``(1/n) |x_t(a) - x_0(a)|^2`` of shape ``(T+1, N_all)``. The tangent kernel comes either as
-    ``ntk_shares`` or from ``ntk_source``, which is called at the first use.
+    ``(1/n) |x_t(a) - x_0(a)|^2`` of shape ``(T+1, N_all)``, with standard errors ``feature_changes_stderr`` (zeros
+    if not given). The tangent kernel comes either as ``ntk_shares`` or from ``ntk_source``, which is called at the
+    first use.
 
     Raises :class:`UsageError` if the shapes do not fit together.
     """
@@ -77,6 +78,7 @@ class Result:
     kernels: Mapping[str, Tensor] = field(default_factory=dict)
     kernels_stderr: Mapping[str, Tensor] = field(default_factory=dict)
     feature_changes: Mapping[str, Tensor] = field(default_factory=dict)
+    feature_changes_stderr: Mapping[str, Tensor] = field(default_factory=dict)
     targets: Tensor | None = None
     output_shape: tuple[int, ...] | None = None
     ntk_shares: Mapping[str, Tensor] | TangentKernel | None = None
@@ -91,6 +93,9 @@ class Result:
         _same_shape("outputs_stderr", self.outputs_stderr, self.outputs)
         _same_shape("test_outputs_stderr", self.test_outputs_stderr, self.test_outputs)
         _same_shape("loss_stderr", self.loss_stderr, self.loss)
+        if not self.feature_changes_stderr:
+            zeros = {name: torch.zeros_like(change) for name, change in self.feature_changes.items()}
+            object.__setattr__(self, "feature_changes_stderr", zeros)
         moments, total = self.steps + 1, self.inputs_count + self.test_inputs_count
         if self.loss is not None and tuple(self.loss.shape) != (moments,):
             raise UsageError(f"loss must be ({moments},), found {tuple(self.loss.shape)}")
@@ -98,6 +103,7 @@ class Result:
             "kernels": (moments, total, total),
             "kernels_stderr": (moments, total, total),
             "feature_changes": (moments, total),
+            "feature_changes_stderr": (moments, total),
         }
         for label, shape in expected.items():
             values: Mapping[str, Tensor] = getattr(self, label)
@@ -142,6 +148,10 @@ class Result:
     def feature_change(self, name: str) -> Tensor:
         """``(1/n) |x_t(a) - x_0(a)|^2`` of an activation, ``(T+1, N_all)``."""
         return self.feature_changes[self._known(name)]
+
+    def feature_change_stderr(self, name: str) -> Tensor:
+        """Standard errors of :meth:`feature_change`, zeros where exact."""
+        return self.feature_changes_stderr[self._known(name)]
 
     def ntk(self, by_parameter: bool = False) -> Any:
         """The tangent kernel ``sum_p lr_p <df(a)/dp, df(b)/dp>`` at each moment, over the inputs.
@@ -219,7 +229,8 @@ class LimitResult(Result):
 
     ``evaluator`` is "exact", "gaussian" or "particles", ``why`` the reason for that choice. With a
     random output at initialisation ``outputs`` is the mean over its Gaussian ensemble and
-    ``outputs_cov`` its covariance ``(T+1, N*k, N*k)``; None where the output is deterministic.
+    ``outputs_cov`` its covariance ``(T+1, N*k, N*k)``, with its standard errors ``outputs_cov_stderr`` (NaN from a
+    single replica); None where the output is deterministic.
     """
 
     evaluator: str
@@ -228,7 +239,9 @@ class LimitResult(Result):
     replicas: int = 0
     seed: int = 0
     outputs_cov: Tensor | None = None
+    outputs_cov_stderr: Tensor | None = None
     test_outputs_cov: Tensor | None = None
+    test_outputs_cov_stderr: Tensor | None = None
 
     def _headline(self) -> str:
         return f"evaluator={self.evaluator!r}"

@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Every output (its mean over the ensemble), its standard error, and its covariance over the ensemble where asked.
+    """Every output (its mean over the ensemble) and its covariance over the ensemble where asked, with standard errors.
 
     ``evaluator`` is what it was evaluated by, ``why`` the reason for that choice.
     """
@@ -49,6 +49,7 @@ class Estimate:
     mean: Mapping[str, Tensor]
     stderr: Mapping[str, Tensor]
     covariance: Mapping[str, Tensor]
+    covariance_stderr: Mapping[str, Tensor]
     evaluator: str
     why: str
 
@@ -70,7 +71,7 @@ def estimate(
     progress = (lambda i: None) if tick is None else (lambda i: tick(i, total))
     run = LinearRun(plan, choice.degrees, settings.dot)
     mean, second = _ensemble(run, Parity(), settings, covariances, zero, progress, most=math.inf)
-    return Estimate(mean, {name: torch.zeros_like(x) for name, x in mean.items()}, second, "exact", choice.why)
+    return Estimate(mean, _zeros(mean), second, _zeros(second), "exact", choice.why)
 
 
 def zero_scalars(program: Program, settings: Settings) -> frozenset[Node]:
@@ -124,10 +125,12 @@ def _particles(
     found = side_by_side(replica, settings.replicas, _workers(plan, settings), len(program.nodes) * len(parts), tick)
     samples, seconds = zip(*found, strict=True)
     stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+    stacked_seconds = {name: torch.stack([s[name] for s in seconds]) for name in seconds[0]}
     return Estimate(
         {name: x.mean(0) for name, x in stacked.items()},
         {name: _stderr(x) for name, x in stacked.items()},
-        {name: torch.stack([s[name] for s in seconds]).mean(0) for name in seconds[0]},
+        {name: x.mean(0) for name, x in stacked_seconds.items()},
+        {name: _stderr(x) for name, x in stacked_seconds.items()},
         "particles",
         why,
     )
@@ -156,6 +159,10 @@ def _ensemble(
             centred = torch.stack([d[name].reshape(-1) for d in draws]) - mean[name].reshape(-1)
             second[name] = centred.T @ centred / len(draws)
     return mean, second
+
+
+def _zeros(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(x) for name, x in values.items()}
 
 
 def _stderr(x: Tensor) -> Tensor:

@@ -124,12 +124,14 @@ def result_dict(result: Result, ntk: bool = False) -> dict[str, Any]:
         "loss",
         "loss_stderr",
         "outputs_cov",
+        "outputs_cov_stderr",
         "test_outputs_cov",
+        "test_outputs_cov_stderr",
         "targets",
     ):
         value = getattr(result, name, None)
         content[name] = None if value is None else plain(value)
-    for name in ("kernels", "kernels_stderr", "feature_changes"):
+    for name in ("kernels", "kernels_stderr", "feature_changes", "feature_changes_stderr"):
         content[name] = {key: plain(value) for key, value in getattr(result, name).items()}
     content["metrics"] = result.metrics().to_dict()
     if ntk:
