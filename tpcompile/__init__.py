@@ -8,7 +8,7 @@ from tpcompile.kernels import Kernel, Kernels, kernel
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
 from tpcompile.parametrization import Report, Rules, abc, abcd, mup, verify
 from tpcompile.results import LimitResult, Result, SimulationResult, load_result
-from tpcompile.spectra import Moments, moments
+from tpcompile.spectra import Moments, Spectrum, moments, spectrum
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "Result",
     "Rules",
     "SimulationResult",
+    "Spectrum",
     "TpcompileError",
     "TruncatedNormal",
     "Uniform",
@@ -38,6 +39,7 @@ __all__ = [
     "load_result",
     "moments",
     "mup",
+    "spectrum",
     "tap",
     "verify",
 ]

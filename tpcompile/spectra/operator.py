@@ -86,22 +86,41 @@ class Operator:
 
     def trace(self, order: int) -> Program:
         """The program of ``E[Z^g Z^{P^k g}]`` for k = 1, .., order: its one output has the shape (1, order)."""
-        step = math.lcm(*(r.denominator for a in self.arguments for r in a.shape))
-        smallest = step * math.ceil(DEFAULT_WIDTHS[0] / step)
-        widths = tuple(smallest * 2**i for i in range(3))
+        widths = tuple(self.smallest_width * 2**i for i in range(3))
         captured = capture(lambda n: _Powers(self, order, n), torch.ones((1, 1)), widths=widths)
         return compile_capture(captured, ("outputs",)).program
 
-    def check_linear(self, n: int = 16) -> None:
+    def check_linear(self) -> None:
         """UsageError unless fn is linear in x."""
-        n = math.lcm(n, *(r.denominator for a in self.arguments for r in a.shape))
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            drawn = [a.draw(n) for a in self.arguments]
-            x, y = torch.randn((2, n), dtype=torch.float64)
+        drawn, x, y = self._trial()
         both, parts = self.apply(drawn, x - 2 * y), self.apply(drawn, x) - 2 * self.apply(drawn, y)
         if not torch.allclose(both, parts, rtol=1e-8, atol=1e-10):
             raise UsageError("fn is not linear in its last argument", where="fn", advice="moments are of an operator")
+
+    def check_self_adjoint(self) -> None:
+        """UsageError unless fn is symmetric as a matrix."""
+        drawn, x, y = self._trial()
+        one, other = (y * self.apply(drawn, x)).sum(), (x * self.apply(drawn, y)).sum()
+        if not torch.allclose(one, other, rtol=1e-8, atol=1e-10):
+            raise UsageError(
+                "fn is not self-adjoint, so that its moments are not those of a spectrum on the line",
+                where="fn",
+                advice="for singular values take W.T @ (W @ x)",
+            )
+
+    def _trial(self) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Arguments at a small width, and two vectors."""
+        n = self.smallest_width
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            x, y = torch.randn((2, n), dtype=torch.float64)
+            return [a.draw(n) for a in self.arguments], x, y
+
+    @property
+    def smallest_width(self) -> int:
+        """The smallest probe width at which all lengths are whole."""
+        step = math.lcm(*(r.denominator for a in self.arguments for r in a.shape))
+        return step * math.ceil(DEFAULT_WIDTHS[0] / step)
 
     def _check_width(self, n: int) -> None:
         for a in self.arguments:

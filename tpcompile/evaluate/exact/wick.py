@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from tpcompile import nonlin
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.exact.numbers import Number
 
+Array = np.ndarray[Any, Any]
+Factor = tuple[str, int, tuple[tuple[str, Any], ...]]  # a nonlinearity, its derivative's order, its parameters
 Monomial = tuple[int, ...]  # generators in order, each as often as its power
 
 _REACH, _PANELS, _NODES = 12.0, 96, 16  # of the quadrature of an atom's expectation, in standard deviations
@@ -107,6 +109,8 @@ class Wick:
     _atoms: dict[Atom, int] = field(default_factory=dict)
     _covariances: dict[tuple[int, int], Number] = field(default_factory=dict)
     _moments: dict[Monomial, Number] = field(default_factory=dict)
+    _groups: dict[Monomial, _Groups] = field(default_factory=dict)  # by atoms
+    _slopes: dict[tuple[int, Any], Number] = field(default_factory=dict)
 
     def fresh(self, kind: Initial | Product) -> Polynomial:
         """A new generator."""
@@ -184,7 +188,9 @@ class Wick:
                 return value * self.moment(tuple(h for h in m if h != g)) if value != 0 else 0
         atoms = tuple(g for g in m if isinstance(self.kinds[g], Atom))
         if atoms:
-            return _Groups(self, atoms).moment(tuple(g for g in m if g not in atoms))
+            if atoms not in self._groups:
+                self._groups[atoms] = _Groups(self, atoms)
+            return self._groups[atoms].moment(tuple(g for g in m if not isinstance(self.kinds[g], Atom)))
         first, rest = m[0], m[1:]
         total: Number = 0
         for g, count, others in _without_one(rest):
@@ -236,6 +242,7 @@ class _Groups:
             kind = wick.kinds[g]
             assert isinstance(kind, Atom)
             self.atoms.setdefault((kind.mean, kind.z), []).append(kind)
+        self.names = [z for _, z in self.atoms]
         self.arguments = [Polynomial({(g,): c for g, c in z}) for _, z in self.atoms]
         self.variances = [wick.inner(z, z) for z in self.arguments]
         for i, z in enumerate(self.arguments):
@@ -245,22 +252,40 @@ class _Groups:
                     advice="exact evaluation takes functions of independent Gaussian variables",
                 )
 
+        self._functions: dict[tuple[int, ...], Number] = {}
+
     def moment(self, gaussian: Monomial) -> Number:
-        return self._moment(gaussian, (0,) * len(self.arguments))
+        """The expectation of the atoms times a Gaussian monomial."""
+        powers = (0,) * len(self.arguments)
+        if all(self._slope(g, z) == 0 for g in gaussian for z in range(len(powers))):
+            value = self.wick.moment(gaussian)
+            return value * self._function(powers) if value != 0 else 0
+        return self._moment(gaussian, powers)
 
     def _slope(self, g: int, z: int) -> Number:
-        c = self.wick.inner(Polynomial({(g,): 1}), self.arguments[z])
-        return 0 if c == 0 else c / self.variances[z]
+        """``b_z`` of a generator."""
+        key = (g, self.names[z])
+        found = self.wick._slopes.get(key)
+        if found is None:
+            c = self.wick.inner(Polynomial({(g,): 1}), self.arguments[z])
+            found = self.wick._slopes[key] = 0 if c == 0 else c / self.variances[z]
+        return found
 
-    def _moment(self, gaussian: Monomial, powers: tuple[int, ...]) -> Number:
-        if not gaussian:
-            total = 1.0
+    def _function(self, powers: tuple[int, ...]) -> Number:
+        """The expectation of the atoms times powers of their centred arguments."""
+        if powers not in self._functions:
+            total: Number = 1.0
             for power, variance, ((mean, _), atoms) in zip(powers, self.variances, self.atoms.items(), strict=True):
                 factors = tuple(sorted((a.fn, a.order, a.params) for a in atoms))
                 total *= expectation(factors, power, float(mean), math.sqrt(float(variance)))
                 if total == 0:
-                    return 0
-            return total
+                    break
+            self._functions[powers] = total or 0
+        return self._functions[powers]
+
+    def _moment(self, gaussian: Monomial, powers: tuple[int, ...]) -> Number:
+        if not gaussian:
+            return self._function(powers)
         first, rest = gaussian[0], gaussian[1:]
         slopes = [self._slope(first, z) for z in range(len(powers))]
         total: Number = 0
@@ -276,8 +301,26 @@ class _Groups:
 
 
 @cache
+def _quadrature(kinks: tuple[float, ...]) -> tuple[Array, Array]:
+    """Nodes and weights against the standard normal density, on panels split at the kinks."""
+    breaks = np.unique([*np.linspace(-_REACH, _REACH, _PANELS + 1), *(k for k in kinks if abs(k) < _REACH)])
+    x, w = leggauss(_NODES)
+    width = np.diff(breaks)[:, None] / 2
+    t = (breaks[:-1, None] + width * (1 + x)).ravel()
+    return t, (width * w).ravel() * np.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+
+
+@lru_cache(maxsize=64)
+def _values(factor: Factor, mean: float, std: float, kinks: tuple[float, ...]) -> Array:
+    """A function on the nodes."""
+    fn, order, params = factor
+    t, _ = _quadrature(kinks)
+    return nonlin.evaluate(fn, torch.from_numpy(mean + std * t), order, **dict(params)).numpy()
+
+
+@cache
 def expectation(
-    factors: tuple[tuple[str, int, tuple[tuple[str, Any], ...]], ...], power: int, mean: float, std: float
+    factors: tuple[Factor, ...], power: int, mean: float, std: float
 ) -> float:
     """``E (std t)^power prod_i f_i(mean + std t)`` for a standard normal t, by quadrature between the kinks."""
     kinks: set[float] = set()
@@ -297,11 +340,8 @@ def expectation(
         odd += order + (parity == "odd")
     if even and odd % 2:
         return 0.0
-    breaks = np.unique([*np.linspace(-_REACH, _REACH, _PANELS + 1), *(k for k in kinks if abs(k) < _REACH)])
-    x, w = leggauss(_NODES)
-    width = np.diff(breaks)[:, None] / 2
-    t = (breaks[:-1, None] + width * (1 + x)).ravel()
-    total = (width * w).ravel() * np.exp(-t * t / 2) / math.sqrt(2 * math.pi) * (std * t) ** power
-    for fn, order, params in factors:
-        total = total * nonlin.evaluate(fn, torch.from_numpy(mean + std * t), order, **dict(params)).numpy()
+    t, weights = _quadrature(tuple(sorted(kinks)))
+    total = weights * (std * t) ** power
+    for factor in factors:
+        total = total * _values(factor, mean, std, tuple(sorted(kinks)))
     return float(total.sum())
