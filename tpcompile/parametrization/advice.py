@@ -23,7 +23,9 @@ def advice_lines(setup: Capture, changes: Mapping[str, Change]) -> tuple[str, ..
             lines.append(f"`{name}`: initial values should scale as n^{old + change.init}, they scale as n^{old}")
         if change.rate:
             old = setup.learning_rates[name].exponent
-            lines.append(f"`{name}`: learning rate should scale as n^{old + change.rate}, it scales as n^{old}")
+            behind = {use.factor for use in uses(setup, name, 0)} - {0}
+            line = f"`{name}`: learning rate should scale as n^{old + change.rate}, it scales as n^{old}"
+            lines.append(line + (f" (a factor n^{behind.pop()} is behind it)" if len(behind) == 1 else ""))
         for use, exponent in zip(uses(setup, name, 0), change.multipliers, strict=False):
             if exponent:
                 where = f"module '{use.node.origin.module}'" if use.node.origin.module else "the model's own forward"

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from tpcompile.capture import Capture, capture
 from tpcompile.errors import UsageError
 from tpcompile.laws import Law
 from tpcompile.parametrization.multipliers import multiply
+from tpcompile.schedule import split
 
 NONE = Fraction(0)
 
@@ -61,16 +63,15 @@ class Run:
         """The same run with other powers of the width in it."""
         given = {name: _shifted(law, changes.get(name, Change()).init) for name, law in (self.init or {}).items()}
 
-        def make(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-            made = self.make(width)
-            model, optimizer = made if isinstance(made, tuple) else (made, None)
+        def make(width: int) -> Any:
+            model, optimizer, scheduler = split(self.make(width))
             if optimizer is None:
                 assert self.optimizer is not None
                 optimizer = self.optimizer(list(model.parameters()))
             scale_parameters(model, {name: change.init for name, change in changes.items()}, width)
-            regroup(model, optimizer, changes, width)
+            regroup(model, optimizer, changes, width, scheduler)
             multiply(model, {name: change.multipliers for name, change in changes.items()}, width)
-            return model, optimizer
+            return (model, optimizer) if scheduler is None else (model, optimizer, scheduler)
 
         return replace(self, make=make, optimizer=None, init=given or None)
 
@@ -83,18 +84,33 @@ def scale_parameters(model: nn.Module, exponents: Mapping[str, Fraction], ratio:
                 p.mul_(ratio ** float(exponents[name]))
 
 
-def regroup(model: nn.Module, optimizer: torch.optim.Optimizer, changes: Mapping[str, Change], ratio: float) -> None:
-    """One group for each parameter, with its own learning rate, epsilon and weight decay."""
+def regroup(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    changes: Mapping[str, Change],
+    ratio: float,
+    scheduler: LRScheduler | None = None,
+) -> None:
+    """One group for each parameter, with its own learning rate (in the schedule too), epsilon and weight decay."""
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = []
-    for group in optimizer.param_groups:
+    count = len(optimizer.param_groups)
+    groups, origins = [], []
+    for index, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
             change = changes.get(names.get(id(p), ""), Change())
             own = {**group, "params": [p]}
-            powers = {"lr": change.rate, "eps": change.epsilon, "weight_decay": change.decay}
+            powers = {"lr": change.rate, "initial_lr": change.rate, "eps": change.epsilon, "weight_decay": change.decay}
             own |= {key: _times(own[key], ratio ** float(e)) for key, e in powers.items() if key in own and e}
             groups.append(own)
+            origins.append((index, ratio ** float(change.rate)))
     optimizer.param_groups[:] = groups
+    if scheduler is None:
+        return
+    for key, value in vars(scheduler).items():
+        if isinstance(value, list) and len(value) == count:  # one entry a group
+            setattr(scheduler, key, [value[index] for index, _ in origins])
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [lr * by for lr, (_, by) in zip(scheduler.base_lrs, origins, strict=True)]
 
 
 def _times(value: Any, factor: float) -> Any:

@@ -45,6 +45,12 @@ class Use:
     operand: str
     made_of: tuple[GraphNode, ...]  # operations on parameters only on the way
     then: tuple[GraphNode, ...] = ()  # multipliers, sums and views behind it, each the only reader of the one before
+    beside: tuple[str, ...] = ()  # what it is multiplied with that depends on the data
+
+    @property
+    def factor(self) -> Fraction:
+        """The power of n by which what follows multiplies."""
+        return sum((_factor(node) for node in self.then), Fraction(0))
 
 
 def parameter_node(capture: Capture, parameter: str, step: int) -> str:
@@ -69,10 +75,18 @@ def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
             data.add(node.name)
         for operand in sorted(operands & way.keys()):
             if operands & data:
-                found.append(Use(node, operand, way[operand], _behind(capture, node)))
+                beside = tuple(sorted((operands & data) - _added(node, operand)))
+                found.append(Use(node, operand, way[operand], _behind(capture, node), beside))
             else:
                 way[node.name] = (*way[operand], node)
     return found
+
+
+def _added(node: GraphNode, operand: str) -> set[str]:
+    """Operands that add to what an operation makes of one."""
+    at = [i for i, x in enumerate(node.args) if isinstance(x, Ref) and x.name == operand]
+    positions = _ADDED.get(str(node.target), {}).get(at[0], ()) if at else ()
+    return {name for i in positions if i < len(node.args) for name in references(node.args[i])}
 
 
 def _behind(capture: Capture, node: GraphNode) -> tuple[GraphNode, ...]:

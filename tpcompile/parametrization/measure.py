@@ -15,7 +15,15 @@ from tpcompile.laws import Constant
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Adjustment, Lowered, interpret, lower
 from tpcompile.lowering.value import HALF, AnyValue, has_width
-from tpcompile.parametrization.effects import difference, factor_behind, parameter_node, share, uses, zero_like
+from tpcompile.parametrization.effects import (
+    difference,
+    factor_behind,
+    first_result,
+    parameter_node,
+    share,
+    uses,
+    zero_like,
+)
 from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, scaled, size_of
 
 DEEPEST = 5 * HALF
@@ -38,8 +46,8 @@ class Sizes:
 
     Quantities: "value" and "change" (since initialisation) of activations, "outputs" and "loss"; "gradient" of
     activations and parameters; of parameters "update" (of one step), "effect" (of all updates so far on the output of
-    the operation that uses it), "start" (what its initial values add to that output) and "propagated" (what the
-    changes of the operation's input make of that through the initial values).
+    the operation that uses it), "start" (what its initial values add to that output), "input" (what they are
+    multiplied with) and "propagated" (what the changes of that input make of the output through the initial values).
     """
 
     found: Mapping[Key, Size]
@@ -153,9 +161,9 @@ def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], froze
     for name in parameter_names(capture):
         for quantity, step, use, size, small in _effects(capture, lowered, name):
             key = quantity, name, step
-            by_use[*key, use] = size
+            by_use[*key, use] = max(by_use.get((*key, use), size), size, key=_order)
             found[key] = max(found[key], size, key=_order) if key in found else size
-            if small:
+            if small and quantity != "input":
                 finite.add(name)
     return found, frozenset(finite), by_use
 
@@ -174,8 +182,10 @@ def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[str, i
             out.append((quantity, step, use, size_of(value), not has_width(value.axes)))
 
     first = [share(capture, lowered, use, name, 0, start) for use in uses(capture, name, 0)]
-    for i, value in enumerate(first):
+    for i, (use, value) in enumerate(zip(uses(capture, name, 0), first, strict=True)):
         note("start", 0, i, value)
+        for operand in use.beside:
+            note("input", 0, i, first_result(lowered.nodes[operand]))
     for step in range(1, capture.steps + 1):
         moved = difference(lowered, lowered.nodes[parameter_node(capture, name, step)], start)
         for i, use in enumerate(uses(capture, name, step)):

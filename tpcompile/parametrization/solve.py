@@ -15,7 +15,7 @@ from tpcompile.parametrization.decay import decay_kind
 from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
 from tpcompile.parametrization.report import first_exponent, largest_exponent
 from tpcompile.parametrization.sizes import ZERO
-from tpcompile.parametrization.ties import check_countable, excess, grown_uses, shared
+from tpcompile.parametrization.ties import excess, grown_uses, shared
 
 _MOST_ROUNDS, _MOST_TIES = 40, 8
 _AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
@@ -38,7 +38,8 @@ def solve(run: Run, setup: Capture, given: Mapping[str, Sequence[Fraction]] | No
         if trained(setup, name)
     }
     multipliers: dict[str, tuple[Fraction, ...]] = {name: tuple(own) for name, own in (given or {}).items()}
-    shifts = _shared_inits(setup)
+    several = shared(run, setup)
+    shifts = _shared_inits(setup, several)
     for _ in range(_MOST_TIES):
         around = {
             name: replace(beside.get(name, Change()), multipliers=multipliers.get(name, ()))
@@ -46,14 +47,13 @@ def solve(run: Run, setup: Capture, given: Mapping[str, Sequence[Fraction]] | No
         }
         alone = setup if not any(c != Change() for c in around.values()) else run.changed(around).capture()
         sizes = measure(alone, shifts, deepest=2 * HALF)
-        more = excess(alone, sizes)
+        more = excess(several, sizes, setup.steps)
         if not more:
-            shifts = moved(alone, shifts)
+            shifts = moved(alone, shifts, several)
             sizes = measure(alone, shifts)
-            more = excess(alone, sizes)
+            more = excess(several, sizes, setup.steps)
         if not more:
             break
-        check_countable(run, setup, more)
         for name, by_use in more.items():
             before = multipliers.get(name, (Fraction(0),) * len(by_use))
             multipliers[name] = tuple(b - e for b, e in zip(before, by_use, strict=True))
@@ -77,10 +77,9 @@ def solve(run: Run, setup: Capture, given: Mapping[str, Sequence[Fraction]] | No
     return changes
 
 
-def _shared_inits(setup: Capture) -> dict[str, Shift]:
+def _shared_inits(setup: Capture, several: Mapping[str, int]) -> dict[str, Shift]:
     """Initial values at which the first growing output of a parameter of several uses is Θ(1): the others follow it."""
     shifts = {name: Shift() for name in parameter_names(setup)}
-    several = shared(setup)
     sizes = measure(setup, deepest=HALF) if several else Sizes({})
     for name in several:
         starts = [sizes.by_use.get(("start", name, 0, use), ZERO).exponent for use in grown_uses(setup, name)]
@@ -95,7 +94,7 @@ def _matters(setup: Capture, name: str, key: str) -> bool:
     return value is not None and value.coefficient != 0
 
 
-def moved(setup: Capture, start: Mapping[str, Shift]) -> dict[str, Shift]:
+def moved(setup: Capture, start: Mapping[str, Shift], several: Mapping[str, int]) -> dict[str, Shift]:
     """Exponents of initial values and learning rates: single moves, each traced again, until nothing is left to move.
 
     The sizes are piecewise linear in the exponents, with pieces that only the trace knows (cancellation, saturation):
@@ -109,7 +108,7 @@ def moved(setup: Capture, start: Mapping[str, Shift]) -> dict[str, Shift]:
     moves: dict[str, Shift] = {}
     for _ in range(_MOST_ROUNDS):
         sizes = measure(setup, shifts, deepest=2 * HALF)
-        if excess(setup, sizes):
+        if excess(several, sizes, setup.steps):
             return shifts  # a matter of multipliers
         moves = _first_effects(setup, sizes, [name for name in names if name not in late])
         if not moves:
@@ -159,17 +158,24 @@ def _growth(
 
 
 def _small(setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[str]) -> dict[str, Shift]:
-    """Initial values (by n^(1/2) a round, for the same reason) and, of parameters that move most later on, rates."""
+    """What could be larger: initial values of activations that vanish, learning rates, initial values of readouts.
+
+    Initial values by n^(1/2) a round, for the same reason; rates of parameters that move most later on.
+    """
     steps = range(1, setup.steps + 1)
-    passes = {n: [sizes["start", n, 0], *(sizes["propagated", n, t] for t in steps)] for n in random}
-    inits = {n: max(s.bound for s in p) for n, p in passes.items() if all(s.exact for s in p[:2])}
-    for n in shared(setup):  # what a finite output makes of them does not stand for an activation that vanishes
-        starts = [sizes.by_use.get(("start", n, 0, use), ZERO).exponent for use in grown_uses(setup, n)]
-        known = [Fraction(e) for e in starts if e is not None and e != -math.inf]
-        if n in inits and known:
-            inits[n] = max(known)
-    moves = {n: Shift(init=max(Fraction(e), -HALF)) for n, e in inits.items() if -math.inf < e < 0}
+    vanishing: dict[str, float] = {}
+    for n in random:  # an activation vanishes for its initial values, or for an input that does
+        for use in grown_uses(setup, n):
+            fed, made = sizes.by_use.get(("input", n, 0, use)), sizes.by_use.get(("start", n, 0, use), ZERO)
+            whole = fed is None or (fed.exponent is not None and fed.exponent >= 0)
+            if whole and made.exponent is not None and -math.inf < made.exponent < 0:
+                vanishing[n] = min(vanishing.get(n, 0.0), float(made.exponent))
+    if vanishing:
+        return {n: Shift(init=max(Fraction(e), -HALF)) for n, e in vanishing.items()}
+    rates = {n: largest_exponent(tuple(sizes["effect", n, t] for t in steps)) for n in late}
+    moves = {n: Shift(rate=Fraction(e)) for n, e in rates.items() if e is not None and -math.inf < e < 0}
     if moves:
         return moves
-    rates = {n: largest_exponent(tuple(sizes["effect", n, t] for t in steps)) for n in late}
-    return {n: Shift(rate=Fraction(e)) for n, e in rates.items() if e is not None and -math.inf < e < 0}
+    passes = {n: [sizes["start", n, 0], *(sizes["propagated", n, t] for t in steps)] for n in random}
+    inits = {n: max(s.bound for s in p) for n, p in passes.items() if all(s.exact for s in p[:2])}
+    return {n: Shift(init=max(Fraction(e), -HALF)) for n, e in inits.items() if -math.inf < e < 0}

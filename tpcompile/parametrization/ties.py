@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from fractions import Fraction
 
 from torch import Tensor
 
 from tpcompile.capture import Capture
-from tpcompile.errors import UndeterminedLimitError
 from tpcompile.parametrization.changes import Run
 from tpcompile.parametrization.effects import uses
 from tpcompile.parametrization.measure import Sizes, parameter_names, trained
 from tpcompile.parametrization.multipliers import count_uses
 from tpcompile.parametrization.sizes import Exponent
+from tpcompile.schedule import split
 
 
-def shared(setup: Capture) -> dict[str, int]:
-    """Trained parameters that stand in several operations, and in how many."""
+def shared(run: Run, setup: Capture) -> dict[str, int]:
+    """Trained parameters that several functions of the model take, and how many; not those inside of one function."""
     counts = {name: len(uses(setup, name, 0)) for name in parameter_names(setup) if trained(setup, name)}
-    return {name: count for name, count in counts.items() if count > 1}
+    several = {name: count for name, count in counts.items() if count > 1}
+    if not several:
+        return {}
+    model, _, _ = split(run.make(setup.widths[0]))
+    inputs = run.inputs if isinstance(run.inputs, Tensor) else run.inputs[0]
+    counted = count_uses(model, inputs)
+    return {name: count for name, count in several.items() if counted.get(name) == count}
 
 
-def excess(setup: Capture, sizes: Sizes) -> dict[str, tuple[Fraction, ...]]:
+def excess(several: Mapping[str, int], sizes: Sizes, steps: int) -> dict[str, tuple[Fraction, ...]]:
     """How much more, in powers of n, some operations feel the updates of a parameter than others that use it.
 
     No rescaling of initial values or of the learning rate changes the ratio of two uses of one parameter. By the
     effects of the updates, and where these are not decided because values have grown before, by what the initial
     values make of growing ones.
     """
-    found = {name: _excess(sizes, name, count, setup.steps) for name, count in shared(setup).items()}
+    found = {name: _excess(sizes, name, count, steps) for name, count in several.items()}
     return {name: more for name, more in found.items() if any(more)}
 
 
@@ -52,24 +58,6 @@ def _excess(sizes: Sizes, name: str, count: int, steps: int) -> tuple[Fraction, 
 def _decided(sizes: Sizes, quantity: str, name: str, step: int, use: int) -> Exponent | None:
     size = sizes.by_use.get((quantity, name, step, use))
     return None if size is None else size.exponent
-
-
-def check_countable(run: Run, setup: Capture, names: Iterable[str]) -> None:
-    """Raise UndeterminedLimitError unless a factor can be put in front of each use of these parameters."""
-    width = setup.widths[0]
-    made = run.make(width)
-    model = made[0] if isinstance(made, tuple) else made
-    inputs = run.inputs if isinstance(run.inputs, Tensor) else run.inputs[0]
-    counted = count_uses(model, inputs)
-    for name in names:
-        count = len(uses(setup, name, 0))
-        if counted.get(name) != count:
-            raise UndeterminedLimitError(
-                f"the {count} operations that use '{name}' ask for different scales, and a multiplier cannot be put "
-                f"in front of each: {counted.get(name)} functions of the model take the parameter",
-                where=name,
-                advice="write a factor in front of each use in the model",
-            )
 
 
 def grown_uses(setup: Capture, name: str) -> list[int]:
