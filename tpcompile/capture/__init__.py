@@ -14,6 +14,7 @@ from tpcompile.capture.arguments import check_arguments
 from tpcompile.capture.constants import fold_constants, graph_module, value_or_law
 from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size
 from tpcompile.capture.initialisation import parameter_laws
+from tpcompile.capture.optimizers import shared_rates
 from tpcompile.capture.powers import power_of
 from tpcompile.capture.probe import Probe, build, check_shapes, preserved_state
 from tpcompile.capture.tap import tap
@@ -78,6 +79,7 @@ def capture(
             graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
             widths=arguments.widths,
             output_shape=traces[0].output_shape,
+            notes=shared_rates(probes[0].updates.optimizer),
         )
 
 

@@ -106,6 +106,7 @@ class Capture:
     graph_module: fx.GraphModule  # traced at the first probe width
     widths: tuple[int, ...]
     output_shape: tuple[int, ...]  # of one input's output
+    notes: tuple[str, ...] = ()  # what is odd about the setup, in words
 
 
 def references(x: Any) -> Iterator[str]:

@@ -116,3 +116,17 @@ def _settings(group: Group) -> dict[str, Any]:
 
 def _number(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def shared_rates(optimizer: torch.optim.Optimizer | None) -> tuple[str, ...]:
+    """A note for each tensor that is the learning rate of several groups: changed in place, it changes them all."""
+    groups: dict[int, list[int]] = {}
+    for index, group in enumerate(optimizer.param_groups if optimizer is not None else ()):
+        if isinstance(group.get("lr"), Tensor):
+            groups.setdefault(id(group["lr"]), []).append(index)
+    return tuple(
+        f"the parameter groups {', '.join(map(str, indices))} share one tensor as their learning rate: "
+        "changed in place for one of them, it changes for all"
+        for indices in groups.values()
+        if len(indices) > 1
+    )

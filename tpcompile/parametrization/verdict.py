@@ -26,6 +26,8 @@ def verdict(
     """The class of a parametrization.
 
     Stable: activations of growing width Θ(1) at initialisation (or exactly zero), finite ones O(1), every change O(1).
+    Behind an interior readout, which is small before training, they may be small at initialisation if training makes
+    them Θ(1).
     Trivial: the outputs' change vanishes. Feature learning: an activation of growing width changes by Θ(1); maximal
     update: every trained parameter's does its share. Kernel regime: the outputs change and no feature does.
     """
@@ -65,6 +67,7 @@ def _reason(sizes: list[Size]) -> str:
 def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tuple[str | None, str | None]:
     """The first value that blows up or vanishes, and the first that is not decided before it."""
     undecided: str | None = None
+    transient = False  # a finite value has been small, as readouts are before training: what follows inherits it
     for step in range(steps + 1):
         for name in (*activations, "outputs"):
             quantity = "change" if step else "value"
@@ -76,6 +79,9 @@ def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tu
             elif size.exponent is not None and size.exponent > 0:
                 return (f"{what} {when} grows like n^{size.exponent}", None) if not undecided else (None, undecided)
             grown = name not in sizes.finite and name != "outputs"
-            if not step and grown and size.exponent is not None and -math.inf < size.exponent < 0:
+            small = not step and size.exponent is not None and -math.inf < size.exponent < 0
+            grows_up = any(sizes.used("change", name, t).exponent == 0 for t in range(1, steps + 1))
+            transient = transient or (small and not grown and grows_up)
+            if small and grown and not (transient and grows_up):
                 return f"{what} {when} vanishes like n^{size.exponent}", None
     return None, undecided
