@@ -145,7 +145,7 @@ def test_hidden_weights_divided_by_m_where_its_root_was_meant():
     class Model(Careful):
         def __init__(self, n):
             super().__init__(n)
-            nn.init.normal_(self.hidden[1].weight, std=1 / n)
+            nn.init.normal_(self.get_parameter("hidden.1.weight"), std=1 / n)
 
     report = verified(Model, careful_rates)
     assert report.first_problem == "the 'hidden.1' at initialisation vanishes like n^-1/2"
