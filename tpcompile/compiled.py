@@ -20,7 +20,8 @@ from tpcompile.ir import Program
 from tpcompile.laws import Law
 from tpcompile.lowering.periodic import SHORT, NotPeriodicError, continued
 from tpcompile.lowering.request import Compilation, compile_capture
-from tpcompile.results import LimitResult, SimulationResult, TangentKernel
+from tpcompile.metrics import jackknife
+from tpcompile.results import LimitResult, Result, SimulationResult, TangentKernel
 
 UNROLLED = 24
 """Longer training runs are compiled from their first steps where these repeat."""
@@ -216,36 +217,56 @@ def _settings(
 
 def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
     steps = range(c.steps + 1)
-    mean, stderr, covariance, spread = found.mean, found.stderr, found.covariance, found.covariance_stderr
-    has_test = "test_outputs/0" in mean
-    has_loss = "loss/0" in mean
-    first = covariance.get("outputs/0")
+
+    def over_steps(values: Mapping[str, Tensor], name: str) -> Tensor | None:
+        return _stack(values, name, steps) if f"{name}/0" in values else None
+
     targets = c.targets if c.targets is None or isinstance(c.targets, Tensor) else torch.cat(list(c.targets))
+    common: dict[str, Any] = {
+        "activations": c.activations,
+        "targets": targets,
+        "output_shape": c.capture.output_shape,
+    }
+
+    def without(index: int) -> Result:
+        """The result of all replicas but one."""
+        kept = [sample for i, sample in enumerate(found.samples) if i != index] or found.samples
+        mean = {name: torch.stack([sample[name] for sample in kept]).mean(0) for name in kept[0]}
+        zeros = {name: torch.zeros_like(value) for name, value in mean.items()}
+        return Result(**_fields(c, mean), **_fields(c, zeros, "_stderr"), **common)
+
+    sampled = found.evaluator == "particles"
     return LimitResult(
-        outputs=_series(mean, "outputs", steps),
-        outputs_stderr=_series(stderr, "outputs", steps),
-        test_outputs=_series(mean, "test_outputs", steps) if has_test else None,
-        test_outputs_stderr=_series(stderr, "test_outputs", steps) if has_test else None,
-        loss=torch.stack([mean[f"loss/{t}"] for t in steps]) if has_loss else None,
-        loss_stderr=torch.stack([stderr[f"loss/{t}"] for t in steps]) if has_loss else None,
-        activations=c.activations,
-        kernels={a: torch.stack([_kernel(mean, a, t) for t in steps]) for a in c.activations},
-        kernels_stderr={a: torch.stack([_kernel(stderr, a, t) for t in steps]) for a in c.activations},
-        feature_changes={a: torch.stack([_change(mean, a, t) for t in steps]) for a in c.activations},
-        feature_changes_stderr={a: torch.stack([_change(stderr, a, t) for t in steps]) for a in c.activations},
-        targets=targets,
-        output_shape=c.capture.output_shape,
+        **_fields(c, found.mean),
+        **_fields(c, found.stderr, "_stderr"),
+        metrics_stderr_source=(lambda: jackknife(map(without, range(len(found.samples))))) if sampled else None,
+        **common,
         ntk_source=lambda: c.tangent(settings),
         evaluator=found.evaluator,
         why=found.why,
-        particles=settings.particles if found.evaluator == "particles" else 0,
-        replicas=settings.replicas if found.evaluator == "particles" else 0,
+        particles=settings.particles if sampled else 0,
+        replicas=settings.replicas if sampled else 0,
         seed=settings.seed,
-        outputs_cov=_stack(covariance, "outputs", steps) if first is not None else None,
-        outputs_cov_stderr=_stack(spread, "outputs", steps) if first is not None else None,
-        test_outputs_cov=_stack(covariance, "test_outputs", steps) if first is not None and has_test else None,
-        test_outputs_cov_stderr=_stack(spread, "test_outputs", steps) if first is not None and has_test else None,
+        outputs_cov=over_steps(found.covariance, "outputs"),
+        outputs_cov_stderr=over_steps(found.covariance_stderr, "outputs"),
+        test_outputs_cov=over_steps(found.covariance, "test_outputs"),
+        test_outputs_cov_stderr=over_steps(found.covariance_stderr, "test_outputs"),
     )
+
+
+def _fields(c: Compiled, values: Mapping[str, Tensor], suffix: str = "") -> dict[str, Any]:
+    """A result's outputs, loss, kernels and changes of features, or their standard errors."""
+    steps = range(c.steps + 1)
+    found: dict[str, Any] = {
+        "outputs": _series(values, "outputs", steps),
+        "kernels": {a: torch.stack([_kernel(values, a, t) for t in steps]) for a in c.activations},
+        "feature_changes": {a: torch.stack([_change(values, a, t) for t in steps]) for a in c.activations},
+    }
+    if "test_outputs/0" in values:
+        found["test_outputs"] = _series(values, "test_outputs", steps)
+    if "loss/0" in values:
+        found["loss"] = _stack(values, "loss", steps)
+    return {name + suffix: value for name, value in found.items()}
 
 
 def _series(values: Mapping[str, Tensor], name: str, steps: range) -> Tensor:

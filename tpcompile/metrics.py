@@ -14,7 +14,8 @@ For the kernel ``K_t`` of an activation over all inputs (test inputs included) a
 - ``participation_ratio``: ``tr(K)^2 / tr(K^2)``, an effective rank (Gao et al. 2017, bioRxiv 214262);
 - ``entropy_rank``: the exponential of the entropy of the normalised eigenvalues (Roy & Vetterli 2007, EUSIPCO).
 
-A ratio with a zero denominator (a feature that is zero) is NaN.
+A ratio with a zero denominator (a feature that is zero) is NaN. Standard errors come from the replicas by the
+jackknife (Efron & Stein 1981), as metrics are not linear in what is averaged.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import difflib
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.errors import UsageError
-from tpcompile.results import Result
+from tpcompile.results import MetricErrors, Result
 
 METRIC_NAMES = (
     "feature_change",
@@ -47,11 +48,14 @@ class Metrics:
     """Metrics of a run: ``metrics["hidden.0"]`` is a dict from a metric's name to a tensor ``(T+1,)``.
 
     ``function`` holds those of the network function: ``loss`` (where there is one) and
-    ``output_change``, the root mean square of ``f_t - f_0`` over the training inputs.
+    ``output_change``, the root mean square of ``f_t - f_0`` over the training inputs. ``activations_stderr`` and
+    ``function_stderr`` hold the standard errors in the same form, zeros where exact.
     """
 
     activations: Mapping[str, Mapping[str, Tensor]]
     function: Mapping[str, Tensor]
+    activations_stderr: Mapping[str, Mapping[str, Tensor]]
+    function_stderr: Mapping[str, Tensor]
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         if name not in self.activations:
@@ -91,11 +95,10 @@ class Metrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists for JSON; a number that is not finite is None."""
         return {
-            "function": {metric: _plain(series) for metric, series in self.function.items()},
-            "activations": {
-                name: {metric: _plain(series) for metric, series in values.items()}
-                for name, values in self.activations.items()
-            },
+            "function": _plain_all(self.function),
+            "activations": {name: _plain_all(values) for name, values in self.activations.items()},
+            "function_stderr": _plain_all(self.function_stderr),
+            "activations_stderr": {name: _plain_all(values) for name, values in self.activations_stderr.items()},
         }
 
     def __str__(self) -> str:
@@ -110,7 +113,35 @@ class Metrics:
 
 
 def compute_metrics(result: Result) -> Metrics:
-    """The metrics of the module's text for every activation of ``result``."""
+    """The metrics of the module's text for every activation of ``result``, and their standard errors."""
+    activations, function = _values(result)
+    errors = result.metric_errors()
+    if errors is not None:
+        return Metrics(activations, function, errors["activations"], errors["function"])
+    zeros = {name: {m: torch.zeros_like(x) for m, x in values.items()} for name, values in activations.items()}
+    return Metrics(activations, function, zeros, {m: torch.zeros_like(x) for m, x in function.items()})
+
+
+def jackknife(without: Iterable[Result]) -> MetricErrors:
+    """Standard errors of the metrics, from the results that leave out one replica each; NaN with one replica."""
+    found = [_values(result) for result in without]
+    activations, function = found[0]
+    return {
+        "activations": {
+            name: {m: _spread([x[0][name][m] for x in found]) for m in values} for name, values in activations.items()
+        },
+        "function": {m: _spread([x[1][m] for x in found]) for m in function},
+    }
+
+
+def _spread(values: list[Tensor]) -> Tensor:
+    if len(values) < 2:
+        return torch.full_like(values[0], math.nan)
+    x = torch.stack(values)
+    return (x - x.mean(0)).square().mean(0).mul(len(values) - 1).sqrt()
+
+
+def _values(result: Result) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     count = result.inputs_count
     labels = None if result.targets is None else target_matrix(result.targets, count)
     activations = {}
@@ -137,7 +168,7 @@ def compute_metrics(result: Result) -> Metrics:
     function = {"output_change": (outputs - outputs[0]).flatten(1).square().mean(1).sqrt()}
     if result.loss is not None:
         function["loss"] = result.loss
-    return Metrics(activations, function)
+    return activations, function
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
@@ -172,6 +203,10 @@ def target_matrix(targets: Tensor, count: int) -> Tensor:
 def _centred(kernel: Tensor) -> Tensor:
     rows = kernel - kernel.mean(0, keepdim=True)
     return rows - rows.mean(1, keepdim=True)
+
+
+def _plain_all(values: Mapping[str, Tensor]) -> dict[str, list[float | None]]:
+    return {metric: _plain(series) for metric, series in values.items()}
 
 
 def _plain(series: Tensor) -> list[float | None]:

@@ -44,15 +44,18 @@ class TangentKernel:
 
 
 TangentSource = Callable[[], "Mapping[str, Tensor] | TangentKernel"]
+MetricErrors = Mapping[str, Any]
+"""``{"function": {metric: (T+1,)}, "activations": {name: {metric: (T+1,)}}}``, the form of ``Metrics``."""
 
 
 class _Cache:
-    """The one mutable cell of a frozen result: the tangent kernel once it has been computed."""
+    """The mutable cells of a frozen result: what is computed at its first use."""
 
-    __slots__ = ("tangent",)
+    __slots__ = ("errors", "tangent")
 
     def __init__(self) -> None:
         self.tangent: TangentKernel | None = None
+        self.errors: MetricErrors | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -61,9 +64,10 @@ class Result:
 
     ``outputs`` is ``(T+1, N, k)`` (a model that returns ``(N, S, k)`` keeps ``S``), ``output_shape`` the
     shape of one input's output as the model returns it. ``feature_changes[name]`` is
-    ``(1/n) |x_t(a) - x_0(a)|^2`` of shape ``(T+1, N_all)``, with standard errors ``feature_changes_stderr`` (zeros
-    if not given). The tangent kernel comes either as ``ntk_shares`` or from ``ntk_source``, which is called at the
-    first use.
+    ``(1/n) |x_t(a) - x_0(a)|^2`` of shape ``(T+1, N_all)``. The tangent kernel comes either as
+    ``ntk_shares`` or from ``ntk_source``, which is called at the first use; the standard errors of the metrics
+    as ``metrics_stderr`` or from ``metrics_stderr_source``, and are zero without. An empty
+    ``feature_changes_stderr`` stands for zeros.
 
     Raises :class:`UsageError` if the shapes do not fit together.
     """
@@ -79,6 +83,8 @@ class Result:
     kernels_stderr: Mapping[str, Tensor] = field(default_factory=dict)
     feature_changes: Mapping[str, Tensor] = field(default_factory=dict)
     feature_changes_stderr: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics_stderr: MetricErrors | None = None
+    metrics_stderr_source: Callable[[], MetricErrors] | None = None
     targets: Tensor | None = None
     output_shape: tuple[int, ...] | None = None
     ntk_shares: Mapping[str, Tensor] | TangentKernel | None = None
@@ -190,6 +196,12 @@ class Result:
         from tpcompile.storage import save_result
 
         save_result(self, path, ntk=ntk)
+
+    def metric_errors(self) -> MetricErrors | None:
+        """Standard errors of the metrics in their form, computed at the first call; None where exact."""
+        if self.metrics_stderr is None and self._cache.errors is None and self.metrics_stderr_source is not None:
+            self._cache.errors = self.metrics_stderr_source()
+        return self.metrics_stderr if self.metrics_stderr is not None else self._cache.errors
 
     def __repr__(self) -> str:
         shape = tuple(self.outputs.shape)

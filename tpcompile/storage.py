@@ -19,7 +19,7 @@ from tpcompile.results import LimitResult, Result, SimulationResult, TangentKern
 FORMAT = "tpcompile-result-1"
 _HEADER = "header"
 _CLASSES: dict[str, type[Result]] = {cls.__name__: cls for cls in (LimitResult, SimulationResult)}
-_SPECIAL = {"ntk_shares", "ntk_source", "_cache"}
+_SPECIAL = {"ntk_shares", "ntk_source", "metrics_stderr", "metrics_stderr_source", "_cache"}
 _TUPLES = {"activations", "output_shape"}
 
 
@@ -30,6 +30,7 @@ def save_result(result: Result, path: str | Path, ntk: bool = True) -> None:
     arrays: dict[str, np.ndarray] = {}
     values = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in _SPECIAL}
     content = {name: _pack(value, arrays) for name, value in values.items()}
+    content["metrics_stderr"] = _pack(result.metric_errors(), arrays)
     tangent = result._tangent_kernel() if ntk else None
     if tangent is not None:
         content["ntk_shares"] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,8 @@ class Settings:
 class Estimate:
     """Every output (its mean over the ensemble) and its covariance over the ensemble where asked, with standard errors.
 
-    ``evaluator`` is what it was evaluated by, ``why`` the reason for that choice.
+    ``covariance_stderr`` is the standard error of the covariance, ``samples`` are the outputs of each replica (none
+    where exact). ``evaluator`` is what it was evaluated by, ``why`` the reason for that choice.
     """
 
     mean: Mapping[str, Tensor]
@@ -52,6 +53,7 @@ class Estimate:
     covariance_stderr: Mapping[str, Tensor]
     evaluator: str
     why: str
+    samples: tuple[Mapping[str, Tensor], ...] = ()
 
 
 def estimate(
@@ -71,7 +73,8 @@ def estimate(
     progress = (lambda i: None) if tick is None else (lambda i: tick(i, total))
     run = LinearRun(plan, choice.degrees, settings.dot)
     mean, second = _ensemble(run, Parity(), settings, covariances, zero, progress, most=math.inf)
-    return Estimate(mean, _zeros(mean), second, _zeros(second), "exact", choice.why)
+    zeros, exact = ({name: torch.zeros_like(x) for name, x in found.items()} for found in (mean, second))
+    return Estimate(mean, zeros, second, exact, "exact", choice.why)
 
 
 def zero_scalars(program: Program, settings: Settings) -> frozenset[Node]:
@@ -124,16 +127,7 @@ def _particles(
 
     found = side_by_side(replica, settings.replicas, _workers(plan, settings), len(program.nodes) * len(parts), tick)
     samples, seconds = zip(*found, strict=True)
-    stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
-    stacked_seconds = {name: torch.stack([s[name] for s in seconds]) for name in seconds[0]}
-    return Estimate(
-        {name: x.mean(0) for name, x in stacked.items()},
-        {name: _stderr(x) for name, x in stacked.items()},
-        {name: x.mean(0) for name, x in stacked_seconds.items()},
-        {name: _stderr(x) for name, x in stacked_seconds.items()},
-        "particles",
-        why,
-    )
+    return Estimate(*_averages(samples), *_averages(seconds), "particles", why, samples)
 
 
 def _workers(plan: Plan, settings: Settings) -> int:
@@ -161,8 +155,10 @@ def _ensemble(
     return mean, second
 
 
-def _zeros(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(x) for name, x in values.items()}
+def _averages(replicas: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Means over replicas and their standard errors."""
+    stacked = {name: torch.stack([r[name] for r in replicas]) for name in replicas[0]}
+    return {name: x.mean(0) for name, x in stacked.items()}, {name: _stderr(x) for name, x in stacked.items()}
 
 
 def _stderr(x: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ def metrics_table(metrics: Metrics, max_steps: int = 6) -> RenderableType:
     steps = chosen_steps(len(metrics.function["output_change"]) - 1, max_steps)
     for name in metrics:
         for step in steps:
-            cells = [_number(float(metrics[name][metric][step])) for metric in METRIC_NAMES]
+            values, errors = metrics[name], metrics.activations_stderr[name]
+            cells = [_compact(float(values[m][step]), float(errors[m][step])) for m in METRIC_NAMES]
             table.add_row(name if step == steps[0] else "", str(step), *cells, end_section=step == steps[-1])
     function = Table(title="Function", title_justify="left")
     function.add_column("step", justify="right")
@@ -89,7 +90,8 @@ def metrics_table(metrics: Metrics, max_steps: int = 6) -> RenderableType:
     for name in names:
         function.add_column(_HEADINGS[name], justify="right")
     for step in steps:
-        function.add_row(str(step), *(_number(float(metrics.function[name][step])) for name in names))
+        values, errors = metrics.function, metrics.function_stderr
+        function.add_row(str(step), *(_compact(float(values[m][step]), float(errors[m][step])) for m in names))
     return Group(table, function)
 
 
@@ -148,7 +150,7 @@ def plain(value: Tensor) -> Any:
 
 
 def with_error(value: float, error: float) -> str:
-    """``0.1234(5)``-like text: the value to the digit of its standard error; five digits where exact."""
+    """``0.1234 ± 0.0005``: the value to two digits of its standard error; five digits where exact."""
     if not math.isfinite(value):
         return str(value)
     if error <= 0 or not math.isfinite(error):
@@ -157,6 +159,16 @@ def with_error(value: float, error: float) -> str:
     if 0 <= digits <= 9:
         return f"{value:.{digits}f} ± {error:.{digits}f}"
     return f"{value:.4g} ± {error:.1g}"
+
+
+def _compact(value: float, error: float) -> str:
+    """``0.1234(5)``: the standard error of the last digit in brackets; five digits where exact."""
+    if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
+        return _number(value)
+    digits = -math.floor(math.log10(error))
+    if 0 <= digits <= 5:
+        return f"{value:.{digits}f}({error * 10**digits:.0f})"
+    return _number(value)
 
 
 def chosen_steps(steps: int, most: int) -> list[int]:
