@@ -242,3 +242,21 @@ def test_fast_simulator_is_the_real_one(name):
     setup = Setup(case.make, case.inputs, case.targets, case.loss, case.steps, start)
     assert deviation(setup, 32, 0, compiled.activations, torch.float64) < 1e-12
     assert deviation(setup, 32, 0, compiled.activations, torch.float32) < 1e-4
+
+
+class Normalised(nn.Module):
+    """Divided by the Frobenius norm of a growing matrix of entries of variance 1/(4n)."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.5 * torch.randn(2 * n, n) / n**0.5)
+        self.scale = n**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.weight.norm() * self.scale)
+
+
+def test_norm_of_an_initial_matrix():
+    x = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    found = tp.compile(Normalised, x).evaluate().outputs[0]
+    torch.testing.assert_close(found, x.double() * 0.5**0.5, rtol=1e-6, atol=0)

@@ -41,7 +41,7 @@ FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "tan": (lambda m, x: m.c(m.a(x).tan()), "tan"),
     "one coordinate": (lambda m, x: m.a(x)[:, :1], "axis 1"),
     "matrix times matrix": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight @ m.b.weight)), "two matrices"),
-    "norm of a matrix": (lambda m, x: m.c(m.b(m.a(x))) / m.b.weight.norm(), "whole matrix"),
+    "norm of a matrix": (lambda m, x: m.c(m.b(m.a(x))) / m.b.weight.norm(p=1), "norm of order 1"),
     "inverse": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight.inverse())), "whole matrix"),
     "function of a matrix": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight.relu())), "whole matrix"),
     "identity added to a matrix": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight + torch.eye(m.a.out_features))), "eye"),

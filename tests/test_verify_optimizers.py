@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 from test_verify import MLP, X, Y
 from torch import nn
+from zoo_optimizers import Muon
 
 import tpcompile as tp
+from tpcompile.capture import capture
+from tpcompile.evaluate.reference import run
+from tpcompile.ir import Output, finish
+from tpcompile.lowering.lower import lower
+from tpcompile.simulate import build, seeded
 
 HALF = Fraction(1, 2)
 
@@ -130,3 +136,83 @@ def test_bad_schedules():
         verified(sgd, -1, lambda update: "cosine")
     with pytest.raises(tp.errors.FactoryError, match="another optimizer"):
         verified(sgd, -1, lambda _: warm_up(sgd([nn.Parameter(torch.ones(1))], 1.0)))
+
+
+def by_layer(optimizer, readout_std, **powers):
+    """Rates of the input layer, the hidden layers and the readout as powers of the width."""
+
+    def make(n):
+        model = MLP(n)
+        nn.init.normal_(model.readout.weight, std=n**readout_std)
+        rates = [powers.get("first", 0), powers.get("hidden", 0), powers.get("hidden", 0), powers.get("readout", 0)]
+        groups = [{"params": [p], "lr": 0.1 * n**r} for p, r in zip(model.parameters(), rates, strict=True)]
+        return model, optimizer(groups, n)
+
+    return make
+
+
+def muon(groups, n):
+    return Muon(groups, lr=0.1, eps=0.0)
+
+
+def test_muon_wants_rates_that_do_not_scale():
+    """Spectral condition (2310.17813): an orthogonal update times sqrt(max(1, rows / columns)) needs no power of n.
+
+    Only the readout does: torch's factor leaves a row of ``n^(-1/2)`` entries, the condition asks for 1/n.
+    """
+    right = by_layer(muon, -1, readout=-0.5)
+    report = tp.verify(right, X, Y, F.mse_loss, steps=2)
+    assert report.verdict == "maximal update"
+    assert all(p.effect_exponent == 0 for p in report.parameters.values())
+    too_slow = tp.verify(by_layer(muon, -1, readout=-0.5, hidden=-1), X, Y, F.mse_loss, steps=2)
+    assert too_slow.parameters["hidden.1.weight"].effect_exponent == -1  # Adam's 1/n on top of the normalisation
+    rules = tp.mup(by_layer(muon, -0.5, hidden=-1), X, Y, F.mse_loss)
+    found = {k.removesuffix(".weight"): (r.init_exponent, r.lr_exponent) for k, r in rules.items()}
+    assert found == {"hidden.0": (0, 0), "hidden.1": (-HALF, 0), "hidden.2": (-HALF, 0), "readout": (-1, -HALF)}
+
+
+def test_muon_of_torch_is_the_published_algorithm():
+    """But for its precision, which the trace leaves out."""
+    outputs = []
+    for optimizer in (
+        lambda groups, n: torch.optim.Muon(groups, lr=0.1, weight_decay=0.3),
+        lambda groups, n: Muon(groups, lr=0.1, decay=0.3),
+    ):
+        make = by_layer(optimizer, -0.5)
+        lowered = lower(capture(make, X.double(), Y.double(), F.mse_loss, None, 2), HALF, width=12)
+        program = finish(
+            lowered.context.algebra.builder, {"f": Output(lowered.values["outputs/2"].terms, None, (3, 1))}
+        )
+        with seeded(0):
+            weights = {k: p.detach().double() for k, p in build(make, 12)[0].named_parameters()}
+        outputs.append(run(program, weights, 12)[program.outputs["f"].terms[0][1]])
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-12)
+
+
+def adafactor(first, second):
+    """With epsilons that are these powers of the width: beside squared gradients, and of the relative step."""
+
+    def optimizer(groups, n):
+        return torch.optim.Adafactor(groups, lr=0.1, eps=(1e-9 * n**first, 1e-3 * n**second), weight_decay=0.0)
+
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("second", "power"),
+    [
+        (0, -1),  # a relative step of eps2, the larger one: the rate itself scales, as Adam's
+        (-1, -0.5),  # one of the parameter's own n^(-1/2): Tensor Programs V, appendix B.3
+    ],
+)
+def test_adafactor_is_adam_with_a_relative_step(second, power):
+    last = -1 if second == 0 else 0  # the readout's initial values are 1/n
+    report = tp.verify(by_layer(adafactor(-1, second), -1, hidden=power, readout=last), X, Y, F.mse_loss, steps=2)
+    assert report.verdict == "maximal update"
+    fast = tp.verify(by_layer(adafactor(-1, second), -1, readout=last), X, Y, F.mse_loss, steps=1)
+    assert fast.parameters["hidden.1.weight"].effect_exponent == -power
+
+
+def test_epsilons_of_adafactor_take_over_where_gradients_vanish():
+    report = tp.verify(by_layer(adafactor(0, 0), -1, hidden=-1, readout=-1), X, Y, F.mse_loss, steps=1)
+    assert report.parameters["hidden.1.weight"].effect_exponent == -1  # the gradient, n^-1, over a constant

@@ -49,6 +49,44 @@ class SignSGD(torch.optim.Optimizer):
                     p.add_(p.grad.sign(), alpha=-group["lr"])
 
 
+class Muon(torch.optim.Optimizer):
+    """The published algorithm (kellerjordan.github.io/posts/muon) as users write it, in the model's precision."""
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.95, steps: int = 5, decay: float = 0.0, eps: float = 1e-7
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps, "decay": decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["m"] = torch.zeros_like(p)
+                state["m"].lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(state["m"], group["momentum"])
+                p.mul_(1 - group["lr"] * group["decay"])
+                if p.dim() == 2:
+                    scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+                    p.add_(newton_schulz(update, group["steps"], group["eps"]), alpha=-group["lr"] * scale)
+                else:
+                    p.add_(update.sign(), alpha=-group["lr"])
+
+
+def newton_schulz(x: Tensor, steps: int, eps: float) -> Tensor:
+    """Singular values brought near one."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
 OPTIMIZERS: dict[str, Make] = {
     "Adam": lambda p, n: torch.optim.Adam(p, lr=0.1 / n),
     "Adam, L2": lambda p, n: torch.optim.Adam(p, lr=0.1 / n, weight_decay=0.1),
@@ -63,6 +101,9 @@ OPTIMIZERS: dict[str, Make] = {
     "Adadelta": lambda p, n: torch.optim.Adadelta(p, lr=1.0),
     "ASGD": lambda p, n: torch.optim.ASGD(p, lr=0.1),
     "Lion": lambda p, n: Lion(p, lr=0.1 / n, weight_decay=0.1),
+    "Adafactor": lambda p, n: torch.optim.Adafactor(p, lr=0.1, weight_decay=0.1),
+    "Adafactor, small epsilon": lambda p, n: torch.optim.Adafactor(p, lr=0.5, eps=(1e-12, 1e-6)),
+    "Muon": lambda p, n: Muon(p, lr=0.1, decay=0.1),
     "SignSGD": lambda p, n: SignSGD(p, lr=0.1 / n),
 }
 
@@ -172,6 +213,6 @@ def optimizer_cases() -> dict[str, Case]:
         "tied": (Tied, x, x),
     }
     for name, (model, inputs, targets) in models.items():
-        for optimizer in ("Adam", "Lion"):
+        for optimizer in ("Adam", "Lion", "Muon", "Adafactor"):
             out[f"{name}, {optimizer}"] = Case(with_optimizer(model, OPTIMIZERS[optimizer]), inputs, targets, steps=2)
     return out

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcompile.capture.numbers import traced_numbers
 from tpcompile.capture.optimizers import has_hooks
-from tpcompile.capture.origin import Position, reraise
+from tpcompile.capture.origin import reraise
+from tpcompile.capture.tracer import Tracer
 from tpcompile.errors import CaptureError
 
 _PLAIN = {"foreach": False, "fused": False, "capturable": False, "differentiable": False}  # torch's simplest code
@@ -19,9 +21,10 @@ _REFUSED = ("LBFGS", "SparseAdam")
 class Stepper:
     """One optimizer of one probe, with its own groups and state; its parameters are exchanged at every step."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str], position: Position) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str], tracer: Tracer) -> None:
         self._optimizer = optimizer
-        self._position = position
+        self._tracer = tracer
+        self._position = tracer.position
         self._groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         self._originals = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
         self._alone = type(optimizer).__module__.startswith("torch.optim") and not has_hooks(optimizer)
@@ -53,7 +56,8 @@ class Stepper:
             for name in names:  # a hook may reach the gradients by the model's own parameters: the same tensors
                 moved[name].grad = self._originals[name].grad = grads[name]
             try:
-                optimizer.step()
+                with traced_numbers(self._tracer):
+                    optimizer.step()
             except Exception as error:
                 reraise(error, self._position, f"the step of {type(optimizer).__name__} cannot be traced")
             for name in names:

@@ -99,7 +99,7 @@ class _Run:
         self.states: dict[str, State] = {n: {} for n in self.trained}
         self.stepper: Stepper | None = None
         if arguments.steps and updates.optimizer is not None and not updates.has_rule:
-            self.stepper = Stepper(updates.optimizer, {id(p): n for n, p in named.items()}, self.position)
+            self.stepper = Stepper(updates.optimizer, {id(p): n for n, p in named.items()}, self.tracer)
         self.directions: dict[str, Tensor] = {}
         if arguments.variation:
             self.directions = {n: self._input("direction", n, torch.randn_like(named[n])) for n in self.moving}

@@ -7,10 +7,9 @@ labels of torch axes. This is the one place where powers of n enter from sums ov
 from __future__ import annotations
 
 import math
-import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 from tpcompile.analysis import blocks
@@ -19,12 +18,12 @@ from tpcompile.ir import Dim, Fluctuation, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
+from tpcompile.lowering.matrix_products import inner, product
 from tpcompile.lowering.nodes import Weighted
 from tpcompile.lowering.parts import Parts
 from tpcompile.lowering.value import (
     HALF,
     AnyValue,
-    Axes,
     Axis,
     Block,
     InitTerm,
@@ -38,6 +37,7 @@ from tpcompile.lowering.value import (
     largest,
     plus,
 )
+from tpcompile.lowering.words import Letters, Words, ratio_of
 
 Item = tuple[Fraction, float, Node]  # exponent, number, node
 
@@ -61,7 +61,7 @@ class Contractions:
             return self._matrix_vector(x, x_labels, y, y_labels, out)
         if isinstance(y, MatrixValue):
             return self._matrix_vector(y, y_labels, x, x_labels, out)
-        axes = self._axes([(x, x_labels), (y, y_labels)])
+        axes = self.axes([(x, x_labels), (y, y_labels)])
         widths = [label for label in out if is_width(axes[label])]
         if len(widths) == 2:
             return self._outer(x, x_labels, y, y_labels, out, axes)
@@ -69,7 +69,7 @@ class Contractions:
 
     def sum(self, x: Value, labels: str, out: str) -> Value:
         """Sum of one value over the labels that ``out`` does not name."""
-        return self._vectors([(x, labels)], out, self._axes([(x, labels)]))
+        return self._vectors([(x, labels)], out, self.axes([(x, labels)]))
 
     def _agreed(self, operands: Sequence[tuple[AnyValue, str]]) -> list[AnyValue]:
         """The operands with one factorisation of every growing axis that they share: a matrix's, or one width atom."""
@@ -90,7 +90,7 @@ class Contractions:
             out.append(self.a.reshape(value, axes) if isinstance(value, Value) else self.matrices.regroup(value, axes))
         return out
 
-    def _axes(self, operands: Sequence[tuple[AnyValue, str]]) -> dict[str, Axis]:
+    def axes(self, operands: Sequence[tuple[AnyValue, str]]) -> dict[str, Axis]:
         axes: dict[str, Axis] = {}
         for value, labels in operands:
             for label, axis in zip(labels, value.axes, strict=True):
@@ -98,10 +98,10 @@ class Contractions:
                 if known == ():
                     axes[label] = axis
                 elif axis not in ((), known):
-                    raise self._unsupported(f"a product over axes {_show(known)} and {_show(axis)}")
+                    raise self.unsupported(f"a product over axes {_show(known)} and {_show(axis)}")
         return axes
 
-    def _unsupported(self, what: str, advice: str | None = None) -> UnsupportedOperationError:
+    def unsupported(self, what: str, advice: str | None = None) -> UnsupportedOperationError:
         return UnsupportedOperationError(what, where=self.a.place, advice=advice)
 
     # scalars and vectors -------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Contractions:
         out_axes = tuple(axes[label] for label in out)
         if any(value.is_zero for value, _ in operands):
             return self.a.zeros(out_axes)
-        letters = _Letters()
+        letters = Letters()
         words = [letters.word(labels, value.axes) for value, labels in operands]
         target = letters.word(out, out_axes)
         spec = ",".join(words) + "->" + target
@@ -122,7 +122,7 @@ class Contractions:
         }
         summed = [dim for letter, dim in widths.items() if letter not in target]
         if len(widths) > 1 and all(has_width(value.axes) < 2 for value, _ in operands):
-            raise self._unsupported("a product of two vectors of different width axes inside a sum")
+            raise self.unsupported("a product of two vectors of different width axes inside a sum")
         items: list[Item] = []
         remainder: Fraction | None = None
         ratios = tuple(dim.ratio for dim in summed)
@@ -185,7 +185,7 @@ class Contractions:
     # outer products ------------------------------------------------------------------------
 
     def _outer(self, x: Value, x_labels: str, y: Value, y_labels: str, out: str, axes: dict[str, Axis]) -> MatrixValue:
-        letters = _Letters()
+        letters = Letters()
         x_word, y_word = letters.word(x_labels, x.axes), letters.word(y_labels, y.axes)
         out_axes = tuple(axes[label] for label in out)
         target = letters.word(out, out_axes)
@@ -195,10 +195,10 @@ class Contractions:
         if row in y_word:
             x, x_word, y, y_word = y, y_word, x, x_word
         if row not in x_word or column not in y_word or row in y_word or column in x_word:
-            raise self._unsupported("a sum over one width axis that leaves two others")
+            raise self.unsupported("a sum over one width axis that leaves two others")
         summed = "".join(dict.fromkeys(letter for letter in x_word + y_word if letter not in target))
         if any(isinstance(dims[letter], Width) for letter in summed):
-            raise self._unsupported("a sum over one width axis that leaves two others")
+            raise self.unsupported("a sum over one width axis that leaves two others")
         finite = "".join(letter for letter in target if letter not in (row, column))
         rank = 1
         for letter in summed:
@@ -227,26 +227,26 @@ class Contractions:
     # matrix times vector -------------------------------------------------------------------
 
     def _matrix_vector(self, m: MatrixValue, m_labels: str, x: Value, x_labels: str, out: str) -> Value:
-        letters = _Letters()
+        letters = Letters()
         m_word, x_word = letters.word(m_labels, m.axes), letters.word(x_labels, x.axes)
-        axes = self._axes([(m, m_labels), (x, x_labels)])
+        axes = self.axes([(m, m_labels), (x, x_labels)])
         out_axes = tuple(axes[label] for label in out)
         target = letters.word(out, out_axes)
         dims = dict(zip(m_word + x_word, flat(m.axes) + flat(x.axes), strict=True))
         row, column = (letter for letter in m_word if isinstance(dims[letter], Width))
         into, free = (column, row) if column in x_word else (row, column)
         if into not in x_word or into in target or free not in target or free in x_word:
-            raise self._unsupported("a product with a matrix of two growing axes that is not matrix times vector")
+            raise self.unsupported("a product with a matrix of two growing axes that is not matrix times vector")
         finite = "".join(letter for letter in m_word if letter not in (row, column))
-        words = _Words(m_word, finite, into, free, x_word, dims)
-        product = self._apply(m, into == row, x, words)
+        words = Words(m_word, finite, into, free, x_word, dims)
+        product = self.apply(m, into == row, x, words)
         result = "".join(letter for letter in words.result if letter in target)
         if result != words.result:
             product = self.sum(product, words.result, result)
         product = self.a.permute(product, [result.index(letter) for letter in target])
         return replace(product, axes=out_axes)
 
-    def _apply(self, m: MatrixValue, transpose: bool, x: Value, words: _Words) -> Value:
+    def apply(self, m: MatrixValue, transpose: bool, x: Value, words: Words) -> Value:
         """``M x`` or ``M^T x`` for every index of the finite axes of M, one axis an atom."""
         out_axes = tuple((words.dims[letter],) for letter in words.result)
         if m.is_zero or x.is_zero:
@@ -270,7 +270,7 @@ class Contractions:
                 remainder = largest(remainder, plus(exponent, e, noise))
         return self.a.collect(out_axes, items, remainder)
 
-    def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: _Words) -> Weighted:
+    def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: Words) -> Weighted:
         """``W_f x[f]``: the finite axes of W come first, in its own order."""
         own = "".join(words.finite[term.finite.index(i)] for i in range(len(words.finite)))
         c1, moved = self._arranged(node, words.x, own + words.rest, words.dims)
@@ -285,7 +285,7 @@ class Contractions:
         return c1 * c2, self.nodes.permute(product, [have.index(letter) for letter in words.result])
 
     def _apply_outer(
-        self, outer: OuterTerm, transpose: bool, node: Node, words: _Words
+        self, outer: OuterTerm, transpose: bool, node: Node, words: Words
     ) -> tuple[list[Item], Fraction | None]:
         """``U diag(c) <V, x>`` of all blocks at once."""
         number, coefficients, u, v = self.matrices.chain(outer)
@@ -294,15 +294,15 @@ class Contractions:
         finite, into, free = words.finite, words.into, words.free
         y = words.fresh
         rest = words.rest.replace(into, "")
-        parts, noise = self.moment(f"{finite}{y}{into},{words.x}->{finite}{y}{rest}", [v, node], (_ratio(v),))
+        parts, noise = self.moment(f"{finite}{y}{into},{words.x}->{finite}{y}{rest}", [v, node], (ratio_of(v),))
         items: list[Item] = []
         for exponent, c, s in parts:
-            weighed = self._weigh(s, coefficients, axis=len(finite))
+            weighed = self.weigh(s, coefficients, axis=len(finite))
             c2, product = self.nodes.contract(f"{finite}{y}{free},{finite}{y}{rest}->{words.result}", [u, weighed])
             items.append((exponent, number * c * c2, product))
         return items, noise
 
-    def _weigh(self, s: Node, coefficients: Node | None, axis: int = 0) -> Node:
+    def weigh(self, s: Node, coefficients: Node | None, axis: int = 0) -> Node:
         """Entries of s along an axis times the coefficients of the blocks they belong to."""
         if coefficients is None:
             return s
@@ -312,92 +312,12 @@ class Contractions:
         assert scaled is not None
         return scaled
 
-    # matrix times matrix -------------------------------------------------------------------
-
-    def _matrix_matrix(self, x: MatrixValue, x_labels: str, y: MatrixValue, y_labels: str, out: str) -> Value:
-        """Full inner product over both growing axes, batch axes kept: what a tangent kernel is made of."""
-        letters = _Letters()
-        x_word, y_word = letters.word(x_labels, x.axes), letters.word(y_labels, y.axes)
-        dims = dict(zip(x_word + y_word, flat(x.axes) + flat(y.axes), strict=True))
-        growing = [[letter for letter in word if isinstance(dims[letter], Width)] for word in (x_word, y_word)]
-        axes = self._axes([(x, x_labels), (y, y_labels)])
-        out_axes = tuple(axes[label] for label in out)
-        target = letters.word(out, out_axes)
-        if growing[0] != growing[1] or set(target) & set(growing[0]) or x.inits or y.inits:
-            raise self._unsupported(
-                "a product of two matrices that both grow with the width",
-                "apply them to vectors one after the other, or use a single matrix",
-            )
-        bx, by = ("".join(letter for letter in word if letter not in growing[0]) for word in (x_word, y_word))
-        k, j, w = (letters.fresh() for _ in range(3))
-        seen = "".join(dict.fromkeys(bx + by))
-        items: list[Item] = []
-        remainder = largest(plus(x.remainder, y.action, Fraction(1)), plus(x.action, y.remainder, Fraction(1)))
-        for a in x.outers:
-            for b in y.outers:
-                na, ca, ua, va = self.matrices.chain(a)
-                nb, cb, ub, vb = self.matrices.chain(b)
-                rows, n1 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [ua, ub], (_ratio(ua),))
-                columns, n2 = self.moment(f"{bx}{k}{w},{by}{j}{w}->{seen}{k}{j}", [va, vb], (_ratio(va),))
-                exponent = a.exponent + b.exponent
-                remainder = largest(remainder, plus(exponent, n1, Fraction(1)), plus(exponent, Fraction(1), n2))
-                for e1, c1, r in rows:
-                    for e2, c2, c in columns:
-                        weighed = self._weigh(self._weigh(r, ca, axis=-2), cb, axis=-1)
-                        c3, node = self.nodes.contract(f"{seen}{k}{j},{seen}{k}{j}->{target}", [weighed, c])
-                        items.append((exponent + e1 + e2, na * nb * c1 * c2 * c3, node))
-        return self.a.collect(out_axes, items, remainder)
-
-
-def _ratio(node: Node) -> Fraction:
-    width = node.dims[-1]
-    assert isinstance(width, Width)
-    return width.ratio
-
-
-@dataclass(frozen=True)
-class _Words:
-    """The axes of a product ``M x``, a letter each: the finite ones of M, its two growing ones, those of x."""
-
-    m: str
-    finite: str
-    into: str  # contracted
-    free: str  # of the result
-    x: str
-    dims: Mapping[str, Dim]
-
-    @property
-    def rest(self) -> str:
-        """Axes of x that M has not, the contracted one among them."""
-        return "".join(letter for letter in self.x if letter not in self.finite)
-
-    @property
-    def result(self) -> str:
-        """Axes of the product: the finite ones of M, then those of x with the contracted one replaced in place."""
-        return self.finite + self.rest.replace(self.into, self.free)
-
-    @property
-    def fresh(self) -> str:
-        """A letter for the rank axis."""
-        return next(letter for letter in string.ascii_uppercase if letter not in self.dims)
-
-
-class _Letters:
-    """One letter for each atom of each label."""
-
-    def __init__(self) -> None:
-        self._of: dict[tuple[str, int], str] = {}
-
-    def word(self, labels: str, axes: Axes) -> str:
-        return "".join(
-            self._letter(label, i) for label, axis in zip(labels, axes, strict=True) for i in range(len(axis))
-        )
-
-    def fresh(self) -> str:
-        return self._letter("\0", len(self._of))
-
-    def _letter(self, label: str, atom: int) -> str:
-        return self._of.setdefault((label, atom), string.ascii_letters[len(self._of)])
+    def _matrix_matrix(self, x: MatrixValue, x_labels: str, y: MatrixValue, y_labels: str, out: str) -> AnyValue:
+        """The product of two matrices over one growing axis, or their inner product over both."""
+        shared = [label for label in x_labels if label in y_labels and label not in out]
+        if len(x_labels) == len(y_labels) == len(out) == 2 and len(shared) == 1:
+            return product(self, x, x_labels, y, y_labels, out, shared[0])
+        return inner(self, x, x_labels, y, y_labels, out)
 
 
 def _choices(series: Sequence[Sequence[tuple[Fraction, Node]]]) -> list[tuple[tuple[Fraction, Node], ...]]:

@@ -59,7 +59,7 @@ class Matrices:
             for b in blocks:
                 group[(b.u, b.v)] = group.get((b.u, b.v), 0.0) + b.coefficient
         merged = [
-            OuterTerm(e, tuple(Block(c, u, v) for (u, v), c in groups[e].items() if abs(c) > 1e-14))
+            OuterTerm(e, self._joined([Block(c, u, v) for (u, v), c in groups[e].items() if abs(c) > 1e-14]))
             for e in sorted(groups, reverse=True)
         ]
         pairs = self.a.collect(axes, [(e, 1.0, x) for e, x in entries], remainder) if entries else None
@@ -84,6 +84,22 @@ class Matrices:
             entries=tuple(t for t in m.entries if t[0] + 1 > floor or t[0] + 1 == top),
             remainder=largest(m.remainder, *drop),
         )
+
+    def _joined(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+        """Blocks with the same left vectors as one, ``u v^T + u w^T = u (v + w)^T``: polynomials keep their rank."""
+        same: dict[Node, list[Block]] = {}
+        for b in blocks:
+            same.setdefault(b.u, []).append(b)
+        out = []
+        for u, group in same.items():
+            if len(group) == 1:
+                out.append(group[0])
+                continue
+            v = self.nodes.sum([(b.coefficient, b.v) for b in group], group[0].v.dims)
+            if v is not None:
+                number, base = self.nodes.split(v)
+                out.append(Block(number, u, base))
+        return tuple(out)
 
     def add(self, *summands: tuple[float, MatrixValue]) -> MatrixValue:
         """``sum_i c_i M_i`` of equal axes."""

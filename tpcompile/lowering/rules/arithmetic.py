@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcompile.capture.graph import Scaled
 from tpcompile.lowering.context import Context, is_constant
+from tpcompile.lowering.pointwise import pointwise
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.value import Value, has_width
 
@@ -115,6 +117,15 @@ def _is_data(x: Value) -> bool:
 def ne(ctx: Context, a: Any, b: Any) -> Any:
     """``ne(self, other)``"""
     return logical_not(ctx, eq(ctx, a, b))
+
+
+@rule("aten.clamp.default")
+def clamp(ctx: Context, x: Any, low: Any = None, high: Any = None) -> Any:
+    """``clamp(self, min=None, max=None)``; bounds that change with the width as maximum and minimum"""
+    if not isinstance(low, Scaled) and not isinstance(high, Scaled):
+        return pointwise(ctx, "aten.clamp.default", [x, low, high], {})
+    x = x if low is None else maximum(ctx, x, ctx.number(low))
+    return x if high is None else minimum(ctx, x, ctx.number(high))
 
 
 @rule("aten.clamp_min.default")

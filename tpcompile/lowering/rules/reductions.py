@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from fractions import Fraction
 from typing import Any
 
@@ -9,6 +10,7 @@ from tpcompile.capture.graph import Scaled
 from tpcompile.ir import Width
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.registry import rule
+from tpcompile.lowering.value import MatrixValue
 
 
 @rule("aten.sum.default", "aten.sum.dim_IntList")
@@ -33,6 +35,10 @@ def vector_norm(ctx: Context, x: Any, ord: Any = 2, dim: Any = None, keepdim: bo
     """``linalg_vector_norm(self, ord=2, dim=None, keepdim=False)``"""
     if ord != 2:
         raise ctx.unsupported(f"a norm of order {ord}")
+    whole = dim is None or len(dim) in (0, len(x.axes))
+    if whole and not keepdim and isinstance(x, MatrixValue) and ctx.algebra.width is None and not x.finite:
+        labels = string.ascii_letters[: len(x.axes)]  # by the inner products of its parts
+        return ctx.apply("sqrt", ctx.einsum(x, labels, x, labels, ""))
     return ctx.apply("sqrt", ctx.sum(ctx.times(x, x), dim, keepdim))
 
 
