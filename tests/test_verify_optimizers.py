@@ -16,6 +16,7 @@ from tpcompile.capture import capture
 from tpcompile.evaluate.reference import run
 from tpcompile.ir import Output, finish
 from tpcompile.lowering.lower import lower
+from tpcompile.lowering.value import Value
 from tpcompile.simulate import build, seeded
 
 HALF = Fraction(1, 2)
@@ -180,9 +181,9 @@ def test_muon_of_torch_is_the_published_algorithm():
     ):
         make = by_layer(optimizer, -0.5)
         lowered = lower(capture(make, X.double(), Y.double(), F.mse_loss, None, 2), HALF, width=12)
-        program = finish(
-            lowered.context.algebra.builder, {"f": Output(lowered.values["outputs/2"].terms, None, (3, 1))}
-        )
+        f = lowered.values["outputs/2"]
+        assert isinstance(f, Value)
+        program = finish(lowered.context.algebra.builder, {"f": Output(f.terms, None, (3, 1))})
         with seeded(0):
             weights = {k: p.detach().double() for k, p in build(make, 12)[0].named_parameters()}
         outputs.append(run(program, weights, 12)[program.outputs["f"].terms[0][1]])
