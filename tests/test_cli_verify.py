@@ -74,3 +74,17 @@ def test_bad_input_is_one_line(file, capsys, arguments):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_an_empirical_check_stands_beside_the_exponents(file, capsys, tmp_path):
+    picture = tmp_path / "check.png"
+    arguments = ["--empirical", "--train-widths", "64,256", "--seeds", "2", "--steps", "1"]
+    assert main(["verify", f"{file}:make", *arguments, "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "empirical coordinate check: widths 64 to 256, 2 seeds" in out
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert main(["verify", f"{file}:make", *arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["empirical"]
+    assert {"quantity", "name", "step", "exact", "slope", "stderr", "agree"} == set(rows[0])
+    assert main(["verify", f"{file}:make", "--empirical", "--train-widths", "64"]) == 2
+    assert "two widths" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from tpcompile.compiled import Compiled, compile
 from tpcompile.errors import TpcompileError
 from tpcompile.kernels import Kernel, Kernels, kernel
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
-from tpcompile.parametrization import Report, Rules, abc, abcd, mup, verify
+from tpcompile.parametrization import CoordinateCheck, Report, Rules, abc, abcd, coordinate_check, mup, verify
 from tpcompile.results import LimitResult, Result, SimulationResult, load_result
 from tpcompile.spectra import Moments, Spectrum, moments, spectrum
 
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Compiled",
     "Constant",
+    "CoordinateCheck",
     "Kernel",
     "Kernels",
     "Law",
@@ -33,6 +34,7 @@ __all__ = [
     "abc",
     "abcd",
     "compile",
+    "coordinate_check",
     "errors",
     "ir",
     "kernel",

@@ -26,7 +26,7 @@ OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
-class _Run:
+class TrainingRun:
     """All that decides a training run; ``batches`` holds one pair per step, or one for all steps."""
 
     make: Make
@@ -47,6 +47,10 @@ class _Run:
     def targets(self) -> Tensor | None:
         targets = [target for _, target in self.batches if target is not None]
         return torch.cat(targets) if targets else None
+
+    def train(self, observe: Observer) -> None:
+        """Build the model and train it, showing it to ``observe`` before every step and after the last."""
+        _train(self, observe)
 
 
 # What sees the network at each moment: (step, model, learning rate of each trained parameter).
@@ -85,7 +89,7 @@ def simulate(
         raise UsageError(f"width must be at least 1 and steps at least 0, found {width} and {steps}")
     if steps > 0 and loss is None:
         raise UsageError("training needs a loss", advice="pass loss=, for example torch.nn.functional.mse_loss")
-    run = _Run(
+    run = TrainingRun(
         make=make,
         batches=_batches(inputs, targets, steps, dtype),
         loss=loss,
@@ -102,10 +106,18 @@ def simulate(
     return record.result()
 
 
+def training_run(
+    make: Make, inputs: Batches, targets: Batches | None, loss: Loss | None, optimizer: OptimizerFactory | None,
+    steps: int, *, width: int, seed: int, dtype: torch.dtype = torch.float64,
+) -> TrainingRun:  # fmt: skip
+    """A run of the user's model at a finite width, for observers of their own."""
+    return TrainingRun(make, _batches(inputs, targets, steps, dtype), loss, optimizer, steps, width, seed, dtype, False)
+
+
 class _Record:
     """Observer that keeps what a result reports; activations themselves only from the start."""
 
-    def __init__(self, run: _Run, tests: Tensor | None, activations: tuple[str, ...]) -> None:
+    def __init__(self, run: TrainingRun, tests: Tensor | None, activations: tuple[str, ...]) -> None:
         self.run, self.tests, self.activations = run, tests, activations
         self.inputs, self.targets = run.inputs, run.targets
         self.outputs: list[Tensor] = []
@@ -168,7 +180,7 @@ class _Record:
         )
 
 
-def _tangent_shares(run: _Run) -> dict[str, Tensor]:
+def _tangent_shares(run: TrainingRun) -> dict[str, Tensor]:
     """Train once more and take the tangent kernel at each moment: ``(T+1, N, N, k, k)`` a parameter."""
     moments: list[dict[str, Tensor]] = []
     inputs = run.inputs
@@ -181,7 +193,7 @@ def _tangent_shares(run: _Run) -> dict[str, Tensor]:
     return {name: torch.stack([shares[name].double() for shares in moments]) for name in moments[0]}
 
 
-def _train(run: _Run, observe: Observer) -> None:
+def _train(run: TrainingRun, observe: Observer) -> None:
     with seeded(run.seed):
         model, optimizer, scheduler = _build(run)
         with default_dtype(run.dtype):
@@ -203,7 +215,7 @@ def _train(run: _Run, observe: Observer) -> None:
                 advance(scheduler)
 
 
-def _build(run: _Run) -> tuple[nn.Module, torch.optim.Optimizer | None, LRScheduler | None]:
+def _build(run: TrainingRun) -> tuple[nn.Module, torch.optim.Optimizer | None, LRScheduler | None]:
     model, optimizer, scheduler = build_training(run.make, run.width)
     model.to(run.dtype)
     if optimizer is not None and run.optimizer is not None:
@@ -286,7 +298,7 @@ def _batches(
     return tuple((_cast(x, dtype), None if y is None else _cast(y, dtype)) for x, y in zip(data, wanted, strict=True))
 
 
-def _growing(run: _Run) -> tuple[str, ...]:
+def _growing(run: TrainingRun) -> tuple[str, ...]:
     """Names of the activations with a width axis: those whose shape differs at twice the width."""
     shapes = []
     for width in (run.width, 2 * run.width):

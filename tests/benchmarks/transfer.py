@@ -1,6 +1,6 @@
 """Best learning rate against the width: rules of ``tp.mup`` beside the standard parametrization.
 
-    python tests/benchmarks/transfer.py [--quick] [--out docs/images/transfer.png] [--save transfer.json]
+    python tests/benchmarks/transfer.py [--quick] [--only digits] [--out transfer.png] [--save transfer.json]
 
 Two tasks that need no download: handwritten digits (scikit-learn's) with a residual network, and the next character of
 the source of Python's ``argparse`` from the eight before it. Both are trained with Adam; the rules are derived from
@@ -69,6 +69,7 @@ class Task:
     model: Callable[[int], nn.Module]
     steps: int
     batch: int
+    seeds: int
 
     def rules(self) -> tp.Rules:
         """The derived maximal update rules of this model with Adam."""
@@ -83,7 +84,7 @@ class Task:
 def digits() -> Task:
     pixels, labels = load_digits(return_X_y=True)
     inputs, targets = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(labels)
-    return Task("digits", inputs, targets, lambda n: Residual(nn.Linear(64, n), n, 10), steps=80, batch=64)
+    return Task("digits", inputs, targets, lambda n: Residual(nn.Linear(64, n), n, 10), steps=30, batch=128, seeds=5)
 
 
 def characters() -> Task:
@@ -93,7 +94,7 @@ def characters() -> Task:
     size = len(alphabet)
     return Task(
         "characters of argparse.py", codes.unfold(0, CONTEXT, 1)[:-1], codes[CONTEXT:],
-        lambda n: Residual(Characters(n, size), n, size), steps=150, batch=128,
+        lambda n: Residual(Characters(n, size), n, size), steps=150, batch=128, seeds=2,
     )  # fmt: skip
 
 
@@ -133,14 +134,15 @@ def best(rates: Sequence[float], scores: Sequence[float]) -> float:
 Scores = dict[str, dict[str, list[float]]]  # by parametrization and width, one for each rate
 
 
-def measured(task: Task, widths: Sequence[int], rates: Sequence[float], seeds: int) -> Scores:
+def measured(task: Task, widths: Sequence[int], rates: Sequence[float], seeds: int | None = None) -> Scores:
     """Scores of a task."""
     rules = task.rules()
     print(rules, flush=True)
     found: Scores = {"standard": {}, "maximal update": {}}
     for kind, used in (("standard", None), ("maximal update", rules)):
         for width in widths:
-            scores = [sum(score(task, width, lr, used, s) for s in range(seeds)) / seeds for lr in rates]
+            count = seeds or task.seeds
+            scores = [sum(score(task, width, lr, used, s) for s in range(count)) / count for lr in rates]
             found[kind][str(width)] = scores
             print(f"{task.name}, {kind}, {width}: best rate {best(rates, scores):.2e}", *map("{:.3f}".format, scores))
     return found
@@ -168,12 +170,14 @@ def draw(results: dict[str, Scores], rates: Sequence[float], path: Path) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small widths, one seed")
+    parser.add_argument("--only", default="", help="tasks whose name has this in it")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--save", type=Path, default=None)
     chosen = parser.parse_args()
-    widths, seeds = ((32, 64), 1) if chosen.quick else ((128, 256, 512, 1024), 2)
+    widths, seeds = ((32, 64), 1) if chosen.quick else ((128, 256, 512, 1024), None)
     rates = [2.0**-k for k in range(14, 4, -1)]
-    results = {task.name: measured(task, widths, rates, seeds) for task in (digits(), characters())}
+    tasks = [task for task in (digits(), characters()) if chosen.only in task.name]
+    results = {task.name: measured(task, widths, rates, seeds) for task in tasks}
     print(f"\n{'task':28}{'parametrization':18}" + "".join(f"{w:>10}" for w in widths) + "   last / first")
     for name, kinds in results.items():
         for kind, by_width in kinds.items():

@@ -11,9 +11,9 @@ import typer
 import tpcompile
 from tpcompile.cli.app import app
 from tpcompile.cli.arguments import training_run
-from tpcompile.cli.options import Inputs, Json, Loss, Rate, Steps, Target, Widths
-from tpcompile.cli.output import check_writable, show
-from tpcompile.report.exponents import render
+from tpcompile.cli.options import Inputs, Json, Loss, Rate, Steps, Target, Widths, integers
+from tpcompile.cli.output import check_writable, show, writing_figure
+from tpcompile.report.exponents import render, render_check
 
 GOOD = ("maximal update", "feature learning", "kernel regime")
 STEPS = 3
@@ -32,6 +32,12 @@ def verify_command(
     require: Annotated[
         str | None, typer.Option(help="The verdict that is wanted, such as 'maximal update'; another one exits with 1.")
     ] = None,
+    empirical: Annotated[
+        bool, typer.Option("--empirical", help="Train at real widths too, and print the slopes beside the exponents.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the empirical check (.png, .svg, .pdf).")] = None,
+    train_widths: Annotated[str, typer.Option(help="Widths of the empirical check.")] = "64,128,256,512,1024",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the empirical check at each width.")] = 3,
     as_json: Json = False,
     steps: Steps = None,
     loss: Loss = None,
@@ -42,17 +48,30 @@ def verify_command(
     """Verify a parametrization: powers of the width of every value and update, the verdict, and what to change.
 
     At most three steps of the file's are followed unless --steps says more. Exit code 1 if training is unstable,
-    trivial or undecided, or not what --require asks for. Nothing is trained.
+    trivial or undecided, or not what --require asks for. Nothing is trained but for --empirical (or --plot).
     """
     check_writable(html)
+    check_writable(plot)
+    sizes = integers(train_widths, "--train-widths")
     with training_run(target, steps, loss, lr, inputs, widths) as (make, found):
-        report = tpcompile.verify(make, **verified(found, steps))
+        arguments = verified(found, steps)
+        report = tpcompile.verify(make, **arguments)
+        check = None
+        if empirical or plot is not None:
+            trained = {name: value for name, value in arguments.items() if name != "widths"}
+            check = tpcompile.coordinate_check(make, **trained, widths=sizes, seeds=seeds)
+        if plot is not None and check is not None:
+            with writing_figure(plot):
+                check.picture(report, plot)
         if html is not None:
             report.to_html(html)
         if as_json:
-            print(json.dumps({"target": target} | report.to_dict(), allow_nan=False))
+            measured = {} if check is None else {"empirical": check.to_list(report)}
+            print(json.dumps({"target": target} | report.to_dict() | measured, allow_nan=False))
         else:
             show(render(report))
+            if check is not None:
+                show(render_check(check, report))
     wanted = (require,) if require is not None else GOOD
     if report.verdict not in wanted:
         raise typer.Exit(1)

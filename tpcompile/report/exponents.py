@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from tpcompile.parametrization.empirical import CoordinateCheck
     from tpcompile.parametrization.report import Report
     from tpcompile.parametrization.sizes import Size
 
@@ -73,6 +74,19 @@ def render(report: Report) -> RenderableType:
         first = next(iter(report.undecided.values()))
         parts.append(Text(f"not followed: {len(report.undecided)} operations, the first: {first}", style="magenta"))
     return Group(*parts)
+
+
+def render_check(check: CoordinateCheck, report: Report) -> RenderableType:
+    """Slopes of an empirical check beside the exact exponents, for rich."""
+    widths = f"{check.widths[0]} to {check.widths[-1]}, {check.seeds} seeds"
+    table = Table(
+        "value", "step", "exact", "slope", "", title=f"empirical coordinate check: widths {widths}",
+        title_justify="left",
+    )  # fmt: skip
+    words = {True: Text("agrees", style="green"), False: Text("differs at these widths", style="bold red"), None: Text("not decided")}
+    for quantity, name, step, exact, slope, agree in check.rows(report):
+        table.add_row(name, "start" if quantity == "value" else f"change {step}", exact, str(slope), words[agree])
+    return table
 
 
 def _cell(sizes: Mapping[tuple[str, int], Size], name: str, step: int, limit: int) -> Text:

@@ -12,9 +12,9 @@ from tpcompile.errors import MissingExtraError
 from tpcompile.report.tables import chosen_steps, entry_name
 from tpcompile.results import LimitResult, Result, SimulationResult
 
-MAX_CURVES, MAX_ACTIVATIONS = 8, 4
+MAXCURVES, MAX_ACTIVATIONS = 8, 4
 LIMIT_COLOUR, GRID = "#1a1a1a", "#e6e6e6"
-_CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b6b6b")  # Okabe & Ito
+CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b6b6b")  # Okabe & Ito
 
 
 def plot_training(result: Result, simulations: Sequence[SimulationResult] = (), path: str | Path | None = None) -> Any:
@@ -46,7 +46,7 @@ def plot_training(result: Result, simulations: Sequence[SimulationResult] = (), 
     return figure
 
 
-def chosen_outputs(result: Result, most: int = MAX_CURVES) -> list[int]:
+def chosen_outputs(result: Result, most: int = MAXCURVES) -> list[int]:
     """Indices of at most ``most`` flattened outputs that show the spread at the end, lowest to highest."""
     final = result.outputs[-1].flatten()
     order = torch.argsort(final).tolist()
@@ -96,7 +96,7 @@ def _draw_outputs(axis: Any, result: Result, simulations: Sequence[SimulationRes
         error = covariance.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().numpy()
     shown = [run for run in _largest_width(simulations) if run.outputs.shape == result.outputs.shape]
     for place, entry in enumerate(chosen):
-        colour = _CURVES[place % len(_CURVES)]
+        colour = CURVES[place % len(CURVES)]
         for run in shown:
             curve = run.outputs.flatten(1)[:, entry].numpy()
             axis.plot(steps, curve, color=colour, lw=0.9, alpha=0.55, ls=(0, (4, 2)))
