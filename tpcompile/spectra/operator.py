@@ -74,7 +74,10 @@ class Operator:
             torch.manual_seed(seed)
             drawn = [a.draw(n) for a in self.arguments]
         eye = torch.eye(n, dtype=torch.float64)
-        return torch.stack([self.apply(drawn, column) for column in eye], 1)
+        try:
+            return torch.vmap(lambda x: self.apply(drawn, x), 1, 1)(eye)
+        except RuntimeError:  # what vmap cannot batch
+            return torch.stack([self.apply(drawn, column) for column in eye], 1)
 
     def apply(self, drawn: Sequence[Tensor], x: Tensor) -> Tensor:
         """``fn`` on concrete arguments. UsageError if it does not return a vector like x."""

@@ -1,7 +1,7 @@
 """Recurrence coefficients of a measure from its moments, and their continuation to infinity.
 
-Orthonormal polynomials of a measure satisfy ``x p_k = b_{k+1} p_{k+1} + a_k p_k + b_k p_{k-1}``. Where the support is one
-interval, ``a_k`` and ``b_k`` tend to its middle and a quarter of its length: constant from some k on (semicircle,
+Orthonormal polynomials of a measure satisfy ``x p_k = b_{k+1} p_{k+1} + a_k p_k + b_k p_{k-1}``. Where the support is
+one interval, ``a_k`` and ``b_k`` tend to its middle and a quarter of its length: constant from some k on (semicircle,
 Marchenko-Pastur), exponentially, or in powers of 1/k where the density has other than square-root edges
 (Gautschi, Orthogonal Polynomials, 2004; Kuijlaars et al., Adv. Math. 188, 2004).
 """
@@ -129,7 +129,7 @@ def continued(r: Recurrence) -> tuple[Recurrence, float]:
         )
     if model == (0,):
         return r, error
-    k = np.arange(CONTINUED)
+    k = np.append(np.arange(CONTINUED - 1.0), np.inf)  # the last is the limit, which fixes the edges
     a = np.concatenate([r.a, _fit(r.a[1:], model)(k[len(r.a) :])])
     b = np.concatenate([r.b, _fit(r.b, model)(k[len(r.b) + 1 :])])
     return Recurrence(a, b), error

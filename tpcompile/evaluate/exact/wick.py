@@ -319,9 +319,7 @@ def _values(factor: Factor, mean: float, std: float, kinks: tuple[float, ...]) -
 
 
 @cache
-def expectation(
-    factors: tuple[Factor, ...], power: int, mean: float, std: float
-) -> float:
+def expectation(factors: tuple[Factor, ...], power: int, mean: float, std: float) -> float:
     """``E (std t)^power prod_i f_i(mean + std t)`` for a standard normal t, by quadrature between the kinks."""
     kinks: set[float] = set()
     odd = power
