@@ -217,3 +217,48 @@ def test_adafactor_is_adam_with_a_relative_step(second, power):
 def test_epsilons_of_adafactor_take_over_where_gradients_vanish():
     report = tp.verify(by_layer(adafactor(0, 0), -1, hidden=-1, readout=-1), X, Y, F.mse_loss, steps=1)
     assert report.parameters["hidden.1.weight"].effect_exponent == -1  # the gradient, n^-1, over a constant
+
+
+def mup_adam(epsilon, decay=lambda n: 0.0):
+    """Weight decay in the hidden layers only."""
+
+    def optimizer(groups, n):
+        groups = [{**g, "weight_decay": decay(n) if 0 < i < 3 else 0.0} for i, g in enumerate(groups)]
+        return torch.optim.AdamW(groups, eps=epsilon(n))
+
+    return by_layer(optimizer, -1, hidden=-1, readout=-1)
+
+
+def test_an_epsilon_that_takes_over_is_noted_with_its_width():
+    """A constant beside gradients of 1/n: the width where they cross, within a factor 2 of the real gradients there."""
+    report = tp.verify(mup_adam(lambda n: 1e-4), X, Y, F.mse_loss, steps=1, advice=False)
+    (note,) = [line for line in report.notes if "takes over" in line]
+    assert "`hidden.1.weight`" in note
+    assert "n^-1" in note
+    width = int(float(note.split("a width of about ")[1].split()[0]))
+    sizes = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = mup_adam(lambda n: 0.0)(width)[0]
+        grads = torch.autograd.grad(F.mse_loss(model(X), Y), list(model.parameters())[:3])
+        sizes.append(max(float(g.square().mean().sqrt()) for g in grads))
+    assert 0.5 < sorted(sizes)[2] / 1e-4 < 2
+    for epsilon in (lambda n: 0.0, lambda n: 1e-4 / n, lambda n: 1e-4 * n**-2.0):
+        report = tp.verify(mup_adam(epsilon), X, Y, F.mse_loss, steps=1, advice=False)
+        assert report.verdict == "maximal update"
+        assert not any("takes over" in line for line in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("power", "verdict", "effect"),
+    [
+        (0, "maximal update", 0),  # times a rate of 1/n: no decay in the limit
+        (1, "maximal update", 0),  # the rate is undone: decay of order one
+        (2, "unstable", 1),  # undone twice
+    ],
+)
+def test_decoupled_weight_decay_is_multiplied_by_the_rate(power, verdict, effect):
+    make = mup_adam(lambda n: 0.0, lambda n: 0.01 * n**power)
+    report = tp.verify(make, X, Y, F.mse_loss, steps=2, advice=False)
+    assert report.verdict == verdict
+    assert report.parameters["hidden.1.weight"].effect[0].exponent == effect

@@ -79,8 +79,14 @@ def capture(
             graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
             widths=arguments.widths,
             output_shape=traces[0].output_shape,
+            magnitudes=_magnitudes(final),
             notes=shared_rates(probes[0].updates.optimizer),
         )
+
+
+def _magnitudes(aligned: Aligned) -> dict[str, float]:
+    rows = {name: aligned.rows[name][-1] for name in aligned.nodes if name in aligned.rows}
+    return {name: node.meta["magnitude"] for name, node in rows.items() if "magnitude" in node.meta}
 
 
 def _select_activations(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -106,6 +106,7 @@ class Capture:
     graph_module: fx.GraphModule  # traced at the first probe width
     widths: tuple[int, ...]
     output_shape: tuple[int, ...]  # of one input's output
+    magnitudes: Mapping[str, float] = field(default_factory=dict)  # rms at the largest width, beside numbers of updates
     notes: tuple[str, ...] = ()  # what is odd about the setup, in words
 
 

@@ -40,6 +40,13 @@ _UNINITIALISED = frozenset({torch.ops.aten.empty.memory_format, torch.ops.aten.e
 _READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
 # Tagged as reading values for the sake of boolean masks; integer indices decide no shape.
 _INDEXING = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor})
+# Operations in which a number of an optimizer (epsilon) stands beside a value: how large that is is noted.
+_BESIDE_NUMBERS = frozenset(
+    {
+        *(torch.ops.aten.add.Tensor, torch.ops.aten.add.Scalar, torch.ops.aten.maximum.default),
+        *(torch.ops.aten.clamp.default, torch.ops.aten.clamp_min.default),
+    }
+)
 # Operations that change their running statistics although their schema does not say so.
 _HIDDEN_MUTATION = {torch.ops.aten.native_batch_norm.default: (3, 4)}
 
@@ -74,7 +81,7 @@ class Tracer(TorchDispatchMode):
     """Records ATen calls into ``graph``; ``position`` says where in the model they happen.
 
     Node metadata: ``shape`` and ``dtype`` of a tensor, ``origin``, ``constant`` (True if the value
-    depends on no placeholder), and then ``value``.
+    depends on no placeholder), and then ``value``; ``magnitude`` of what a number may be added to in an update.
     """
 
     def __init__(self, position: Position) -> None:
@@ -189,7 +196,7 @@ class Tracer(TorchDispatchMode):
         if isinstance(out, torch.Tensor) or (
             isinstance(out, (tuple, list)) and any(isinstance(o, torch.Tensor) for o in out)
         ):
-            self._record(func, node_args, node_kwargs, out, mutated)
+            self._record(func, args, node_args, node_kwargs, out, mutated)
         elif mutated:  # multi-tensor in-place operations return nothing
             node = self._call(func, node_args, node_kwargs)
             node.meta["constant"] = False
@@ -243,7 +250,7 @@ class Tracer(TorchDispatchMode):
         node.meta["origin"] = self._origin()
         return node
 
-    def _record(self, func: Any, node_args: Any, node_kwargs: Any, out: Any, mutated: list[Any]) -> None:
+    def _record(self, func: Any, args: Any, node_args: Any, node_kwargs: Any, out: Any, mutated: list[Any]) -> None:
         node = self._call(func, node_args, node_kwargs)
         constant = (
             not mutated
@@ -251,6 +258,8 @@ class Tracer(TorchDispatchMode):
             and (func in _VALUE_FREE or (self._is_constant(node_args) and self._is_constant(node_kwargs)))
         )
         node.meta["constant"] = constant
+        if node.meta["origin"].phase == "update" and func in _BESIDE_NUMBERS and isinstance(args[0], torch.Tensor):
+            node.meta["magnitude"] = float(args[0].detach().double().square().mean().sqrt())
         if isinstance(out, torch.Tensor):
             if constant:
                 node.meta["value"] = out

@@ -25,6 +25,7 @@ from tpcompile.parametrization.effects import (
     zero_like,
 )
 from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, scaled, size_of
+from tpcompile.parametrization.takeover import takeovers
 
 DEEPEST = 5 * HALF
 
@@ -53,6 +54,7 @@ class Sizes:
     found: Mapping[Key, Size]
     finite: frozenset[str] = frozenset()  # activations and parameters' outputs that do not grow with the width
     undecided: Mapping[str, TpcompileError] = field(default_factory=dict)
+    takeovers: tuple[str, ...] = ()  # numbers of updates that outgrow what they are added to, in words
     by_use: Mapping[UseKey, Size] = field(default_factory=dict)  # of parameters, for each operation that uses them
     behind: Mapping[str, Fraction] = field(
         default_factory=dict
@@ -96,7 +98,7 @@ def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest
         by_use = {key: better(each[key], by_use[key]) if key in by_use else each[key] for key in each}
         if depth >= deepest or all(s.exact or s.bound > DEEPEST for s in found.values()):
             behind = {name: factor_behind(capture, capture.outputs[f"activation/{name}/0"].name) for name in names}
-            return Sizes(found, finite, lowered.undecided, by_use, behind)
+            return Sizes(found, finite, lowered.undecided, takeovers(capture, lowered), by_use, behind)
         depth += HALF
 
 

@@ -107,7 +107,7 @@ def _table(sizes: Sizes, quantity: str, names: tuple[str, ...]) -> dict[tuple[st
 
 
 def _notes(parameters: Mapping[str, ParameterReport], sizes: Sizes, setup: Capture) -> tuple[str, ...]:
-    notes = list(setup.notes)
+    notes = [*setup.notes, *sizes.takeovers]
     frozen = [p.name for p in parameters.values() if p.lr_exponent is None]
     if frozen:
         notes.append(f"not trained, so flat in a coordinate check whatever their scale: {', '.join(frozen)}")
