@@ -8,7 +8,7 @@ from zoo import data, mlp
 import tpcompile as tp
 from tpcompile.errors import EvaluationError, UsageError
 from tpcompile.evaluate.frames import LazyMatrix, Rows, Side, frame
-from tpcompile.evaluate.memory import bytes_per_particle, parse_bytes
+from tpcompile.evaluate.memory import need_per_particle, parse_bytes
 from tpcompile.evaluate.particles import Run
 from tpcompile.evaluate.plan import Plan
 from tpcompile.evaluate.points import Source
@@ -135,7 +135,7 @@ def test_random_output_has_exact_ensemble_moments_and_can_be_conditioned_to_zero
 
 def test_memory_is_known_before_it_is_taken():
     compiled = tp.compile(mlp("tanh", 2), X, Y, F.mse_loss, steps=2)
-    each = bytes_per_particle(Plan.of(compiled.program), torch.float64)
+    each = need_per_particle(Plan.of(compiled.program), torch.float64).values
     with pytest.raises(EvaluationError, match="particles need about") as error:
         compiled.evaluate(particles=2**22, memory="200MB")
     fits = int(str(error.value).split("set particles=")[1].split()[0])
@@ -146,6 +146,18 @@ def test_memory_is_known_before_it_is_taken():
     for bad in ("lots", "-1GB", 0, True, "5 apples"):
         with pytest.raises(UsageError, match="memory must be"):
             parse_bytes(bad)
+
+
+@pytest.mark.parametrize("parametrization", ["mup", "ntk"])
+def test_on_disk_the_bits_are_the_same(parametrization):
+    compiled = tp.compile(mlp("tanh", 3, parametrization), X, Y, F.mse_loss, steps=4)
+    need, particles = need_per_particle(Plan.of(compiled.program), torch.float64), 4096
+    assert need.rows > 0.2 * need.total
+    free, bound = compiled.evaluate(particles=particles, replicas=1, ensemble=4), 5e7 + 1.1 * need.values * particles
+    bounded = compiled.evaluate(particles=particles, replicas=1, ensemble=4, memory=bound)
+    assert "are kept in" not in free.why
+    assert "are kept in" in bounded.why
+    assert torch.equal(free.outputs, bounded.outputs)
 
 
 def test_too_few_particles_are_an_error():

@@ -85,7 +85,8 @@ class Compiled:
         ``output_init="zero"`` conditions on a zero output instead. ``extrapolate`` removes the bias of order
         1/particles, at about twice the noise. ``dot=False`` drops the response terms of the Master Theorem, which is
         wrong, and shows what they contribute. ``memory`` bounds the memory of the evaluation (bytes, or "4GB";
-        default: what the machine has): it fails at once rather than later.
+        default: what the machine has): where it does not suffice, the bases of the initial matrices and the histories
+        of updates are kept on disk, with the same result; where that is not enough it fails at once, not later.
         Raises UsageError for bad arguments or an evaluator that does not apply, EvaluationError where a value is not
         finite or particles are too few.
         """

@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.buffers import Allocate, in_memory
 from tpcompile.evaluate.points import Source
 from tpcompile.laws import Constant, Law, Normal, TruncatedNormal, Uniform, mean_and_std
 
@@ -25,15 +26,17 @@ COLUMNS = 4096  # particles a block
 class Rows:
     """A growing stack of rows in one buffer."""
 
-    def __init__(self, capacity: int, particles: int, dtype: torch.dtype) -> None:
-        self._buffer = torch.empty((capacity, particles), dtype=dtype)
+    def __init__(self, capacity: int, particles: int, dtype: torch.dtype, allocate: Allocate = in_memory) -> None:
+        self._allocate = allocate
+        self._buffer = allocate((capacity, particles), dtype)
         self.count = 0
 
     def append(self, rows: Tensor) -> Tensor:
         """Add rows; returns them as stored."""
         start = self.count
         if start + rows.shape[0] > self._buffer.shape[0]:
-            grown = self._buffer.new_empty((max(2 * start, start + rows.shape[0]), self._buffer.shape[1]))
+            shape = (max(2 * start, start + rows.shape[0]), self._buffer.shape[1])
+            grown = self._allocate(shape, self._buffer.dtype)
             grown[:start] = self._buffer[:start]
             self._buffer = grown
         self.count += rows.shape[0]
@@ -90,6 +93,7 @@ class Span:
     layout: Layout
     dtype: torch.dtype
     source: Source
+    allocate: Allocate = in_memory
     drawn: list[tuple[Rows, Layout]] = field(default_factory=list)  # and how each is made of rows of the span
     ready: Tensor | None = None  # orthonormal rows drawn ahead, in large blocks for speed
 
@@ -145,7 +149,7 @@ class Frame:
 
     def segment(self, capacity: int) -> Rows:
         """A new stack of rows that later draws are orthogonal to."""
-        rows = Rows(max(capacity, 1), self.particles, self.span.dtype)
+        rows = Rows(max(capacity, 1), self.particles, self.span.dtype, self.span.allocate)
         self.span.drawn.append((rows, self.layout))
         return rows
 

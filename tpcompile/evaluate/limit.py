@@ -13,7 +13,7 @@ from tpcompile.analysis.parity import Parity
 from tpcompile.evaluate.choice import choose
 from tpcompile.evaluate.ensemble import DEFAULT_MOST, members, zeroed
 from tpcompile.evaluate.exact.linear import LinearRun
-from tpcompile.evaluate.memory import check_memory, fitting_runs
+from tpcompile.evaluate.memory import choose_storage
 from tpcompile.evaluate.particles import Run
 from tpcompile.evaluate.plan import Evaluation, Plan, Progress
 from tpcompile.evaluate.threads import Tick, side_by_side
@@ -100,7 +100,7 @@ def _particles(
     grows by 1.6 to 2, so that it pays only where many replicas have made the bias visible.
     """
     plan = Plan.of(program)
-    check_memory(plan, settings.particles, settings.dtype, settings.memory)
+    storage = choose_storage(plan, settings.particles, settings.dtype, settings.memory)
     parity = Parity()
     parts = [(1, 0, 2.0), (2, 0, -0.5), (2, 1, -0.5)] if settings.extrapolate else [(1, 0, 1.0)]
 
@@ -116,6 +116,7 @@ def _particles(
                 part=part,
                 parts=count,
                 dot=settings.dot,
+                allocate=storage.allocate,
             )
             offset = place * len(program.nodes)
             m, s = _ensemble(run, parity, settings, covariances, zero, lambda i, o=offset: progress(o + i))
@@ -125,15 +126,15 @@ def _particles(
                 second[name] = second.get(name, 0.0) + weight * value.double()
         return mean, second
 
-    found = side_by_side(replica, settings.replicas, _workers(plan, settings), len(program.nodes) * len(parts), tick)
+    found = side_by_side(
+        replica,
+        settings.replicas,
+        min(torch.get_num_threads(), settings.replicas, storage.runs),
+        len(program.nodes) * len(parts),
+        tick,
+    )
     samples, seconds = zip(*found, strict=True)
-    return Estimate(*_averages(samples), *_averages(seconds), "particles", why, samples)
-
-
-def _workers(plan: Plan, settings: Settings) -> int:
-    """How many replicas run side by side: as many as there are threads and the memory holds."""
-    fit = fitting_runs(plan, settings.particles, settings.dtype, settings.memory)
-    return min(torch.get_num_threads(), settings.replicas, fit)
+    return Estimate(*_averages(samples), *_averages(seconds), "particles", f"{why}{storage.note}", samples)
 
 
 def _ensemble(

@@ -1,14 +1,16 @@
-"""How much memory an evaluation takes, known before it starts."""
+"""How much memory an evaluation takes, known before it starts, and where it keeps its rows."""
 
 from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tpcompile.errors import EvaluationError, UsageError
+from tpcompile.evaluate.buffers import Allocate, folder, free_on_disk, in_memory, on_disk
 from tpcompile.evaluate.domains import finite_size
 from tpcompile.evaluate.frames import AHEAD
 from tpcompile.evaluate.plan import Plan
@@ -47,19 +49,41 @@ def available() -> float:
     return math.inf
 
 
-def bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
-    """Peak memory of one run divided by its number of particles.
+@dataclass(frozen=True)
+class Need:
+    """Peak memory of one run divided by its number of particles, bytes.
 
-    Walks the program with the lifetimes of its values; adds the bases and fresh Gaussians of every initial
-    matrix, the histories of updates, and the points that are being drawn.
+    ``values`` is what the program's values and the drawing of points take; ``rows`` the bases and fresh normals of the
+    initial matrices and the histories of updates, which are written once and read in order.
     """
-    known: dict[torch.dtype, float] = vars(plan).setdefault("_bytes", {})  # a plan is walked once
+
+    values: float
+    rows: float
+
+    @property
+    def total(self) -> float:
+        """With everything in memory."""
+        return self.values + self.rows
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a run keeps its rows, how many runs fit side by side, and a note where that is no matter of course."""
+
+    allocate: Allocate
+    runs: int
+    note: str = ""
+
+
+def need_per_particle(plan: Plan, dtype: torch.dtype) -> Need:
+    """Walks the program with the lifetimes of its values, once for each plan."""
+    known: dict[torch.dtype, Need] = vars(plan).setdefault("_need", {})
     if dtype not in known:
-        known[dtype] = _bytes_per_particle(plan, dtype)
+        known[dtype] = _need_per_particle(plan, dtype)
     return known[dtype]
 
 
-def _bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
+def _need_per_particle(plan: Plan, dtype: torch.dtype) -> Need:
     item = torch.empty((), dtype=dtype).element_size()
     alive: dict[Node, int] = {}
     peak = 0
@@ -83,27 +107,31 @@ def _bytes_per_particle(plan: Plan, dtype: torch.dtype) -> float:
         columns += count * sum(d.blocks for d in plan.domains.sides[matrix])
     ahead = sum(min(AHEAD, d.rows * d.blocks) for d in plan.domains.all())
     points = max((min(AHEAD, d.rows * d.blocks) for d in plan.domains.all()), default=0)
-    return (peak + histories + columns + ahead + points) * item
+    return Need((peak + ahead + points) * item, (histories + columns) * item)
 
 
-def check_memory(plan: Plan, particles: int, dtype: torch.dtype, bound: float | None) -> None:
-    """EvaluationError, with the number of particles that fits, if a run would need more than the bound.
+def choose_storage(plan: Plan, particles: int, dtype: torch.dtype, bound: float | None) -> Storage:
+    """Rows in memory where they fit, else on disk; ``bound`` None is what the machine has to give.
 
-    ``bound`` None is what the machine has to give.
+    EvaluationError, with the number of particles that fits, if a run would need more than the bound even so.
     """
     limit = available() if bound is None else bound
-    each = bytes_per_particle(plan, dtype)
-    need = _BASE + each * particles
-    if need <= limit:
-        return
-    fit = max(0.0, (limit - _BASE) / each)
+    need = need_per_particle(plan, dtype)
+    spare = limit - _BASE
+    runs = int(min(spare / (need.total * particles), 1e6))
+    if runs >= 1:
+        return Storage(in_memory, runs)
+    disk = free_on_disk()
+    runs = min(int(spare / (need.values * particles)), int(disk / (need.rows * particles)) if need.rows else 1)
+    if runs >= 1:
+        size, where = need.rows * particles / 1e9, folder()
+        return Storage(on_disk, runs, f"; to stay within {limit / 1e9:.3g} GB, {size:.3g} GB a run are kept in {where}")
+    fit = max(0.0, min(spare / need.values, disk / max(need.rows, 1.0)))
     power = 2 ** int(math.log2(fit)) if fit >= 1 else 0
-    what = f"{particles} particles need about {need / 1e9:.2f} GB, {limit / 1e9:.2f} GB are allowed"
+    least = (_BASE + need.values * particles) / 1e9
+    what = (
+        f"{particles} particles need about {least:.2f} GB of memory and {need.rows * particles / 1e9:.2f} GB on disk, "
+        f"{limit / 1e9:.2f} GB and {disk / 1e9:.2f} GB are there"
+    )
     advice = f"set particles={power} or dtype=torch.float32, or raise memory=" if power >= 16 else "raise memory="
     raise EvaluationError(what, advice=advice)
-
-
-def fitting_runs(plan: Plan, particles: int, dtype: torch.dtype, bound: float | None) -> int:
-    """How many runs of so many particles fit side by side; at least one."""
-    limit = available() if bound is None else bound
-    return max(1, int((limit - _BASE) / (bytes_per_particle(plan, dtype) * particles)))

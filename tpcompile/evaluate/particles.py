@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.buffers import Allocate, in_memory
 from tpcompile.evaluate.domains import Domain, finite_size
 from tpcompile.evaluate.frames import Frame, Layout, LazyMatrix, Rows, Side, Span
 from tpcompile.evaluate.plan import Evaluation, Plan
@@ -19,7 +20,7 @@ class Run(Evaluation):
     """One evaluation on one set of particles.
 
     ``particles`` is the number of each domain that is no block of another and has none; in a group of domains the
-    unit axis has as many.
+    unit axis has as many. ``allocate`` makes the tensors of bases, fresh normals and histories.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Run(Evaluation):
         part: int = 0,
         parts: int = 1,
         dot: bool = True,
+        allocate: Allocate = in_memory,
     ) -> None:
         super().__init__(plan, dtype, seed)
         self.particles = particles
         self.part = part
         self.parts = parts
         self.dot = dot
+        self.allocate = allocate
         self.spans: list[Span] = []
         self.frames = {d: f for group in self.plan.domains.groups() for d, f in self._frames(group).items()}
         # one for each index of a matrix's finite axes
@@ -51,10 +54,10 @@ class Run(Evaluation):
         source = Source(rows, self.particles, seed, self.part, self.parts, sobol=not first.mixed)
         layouts = {d: Layout(self.particles, d.outer, d.inner) for d in group}
         if first.mixed or (len(group) > 1 and rows > self.particles // 4):
-            spans = {d: Span(layout, self.dtype, source) for d, layout in layouts.items()}
+            spans = {d: Span(layout, self.dtype, source, self.allocate) for d, layout in layouts.items()}
             self.spans += spans.values()
             return {d: Frame(Layout(layouts[d].particles), span) for d, span in spans.items()}
-        span = Span(Layout(self.particles), self.dtype, source)
+        span = Span(Layout(self.particles), self.dtype, source, self.allocate)
         self.spans.append(span)
         return {d: Frame(layout, span) for d, layout in layouts.items()}
 
@@ -70,7 +73,7 @@ class Run(Evaluation):
         backward = self.plan.domains.columns.get((node, True), 0) // finite_size(node)
 
         def rows(n: int, frame: Frame) -> Rows:
-            return Rows(min(max(n, 1), frame.particles), frame.particles, self.dtype)
+            return Rows(min(max(n, 1), frame.particles), frame.particles, self.dtype, self.allocate)
 
         out_side = Side(out, rows(backward, out), out.segment(min(forward, into.particles)))
         in_side = Side(into, rows(forward, into), into.segment(min(backward, out.particles)))
@@ -127,7 +130,7 @@ class Run(Evaluation):
         before, new = (self.values[x] for x in node.operands)
         buffer = self.buffers.get(first)
         if buffer is None or buffer.shape[0] < final:
-            buffer = self.buffers[first] = before.new_empty((final, *before.shape[1:]))
+            buffer = self.buffers[first] = self.allocate((final, *before.shape[1:]), before.dtype)
         if before.data_ptr() != buffer.data_ptr():
             buffer[: before.shape[0]] = before
         end = before.shape[0] + new.shape[0]
