@@ -31,6 +31,7 @@ _VALUE_FREE = frozenset(
         torch.ops.aten.zeros_like.default,
         torch.ops.aten.full_like.default,
         torch.ops.aten.new_zeros.default,
+        torch.ops.aten._new_zeros_with_same_feature_meta.default,
         torch.ops.aten.new_ones.default,
         torch.ops.aten.new_full.default,
         torch.ops.aten.fill.Scalar,

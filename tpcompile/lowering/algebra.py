@@ -90,7 +90,7 @@ class Algebra:
             return self.zeros(value.axes)
         coefficient, exponent = self.power(coefficient, exponent)
         items = [(e + exponent, coefficient, node) for e, node in value.terms]
-        return self.collect(value.axes, items, plus(value.remainder, exponent))
+        return replace(self.collect(value.axes, items, plus(value.remainder, exponent)), touches=value.touches)
 
     def common_axes(self, *all_axes: Axes) -> Axes:
         """Right-aligned broadcasting of torch axes."""
@@ -129,7 +129,7 @@ class Algebra:
 
     def over_nodes(self, value: Value, axes: Axes, f: Any) -> Value:
         """Apply a linear function of nodes to every term."""
-        return Value(axes, tuple((e, f(node)) for e, node in value.terms), value.remainder)
+        return replace(value, axes=axes, terms=tuple((e, f(node)) for e, node in value.terms))
 
     # products ------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class Algebra:
         """Broadcast to larger axes."""
         dims = flat(axes)
         fitted = self.fit(value, axes)
-        return Value(axes, tuple((e, self._expanded(node, dims)) for e, node in fitted.terms), value.remainder)
+        return self.over_nodes(fitted, axes, lambda node: self._expanded(node, dims))
 
     def _expanded(self, node: Node, dims: Dims) -> Node:
         number, base = self.nodes.split(node)

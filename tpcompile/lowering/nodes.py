@@ -28,6 +28,7 @@ from tpcompile.ir import (
     View,
     split_spec,
 )
+from tpcompile.lowering import selections
 
 _CANCEL = 1e-12  # rounding of Python arithmetic on coefficients; anything larger is a real difference
 
@@ -65,7 +66,7 @@ class Nodes:
                 c = coefficient * c * number
                 total[base] = total.get(base, 0.0) + c
                 size[base] = size.get(base, 0.0) + abs(c)
-        kept = {x: c for x, c in total.items() if abs(c) > _CANCEL * size[x]}
+        kept = selections.merged(self.builder, {x: c for x, c in total.items() if abs(c) > _CANCEL * size[x]})
         if not kept:
             return None
         if list(kept) == [self.one]:

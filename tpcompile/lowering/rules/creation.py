@@ -14,9 +14,13 @@ from tpcompile.lowering.registry import rule
     "aten.new_zeros.default",
     "aten.new_empty.default",
     "aten.empty_like.default",
+    "aten._new_zeros_with_same_feature_meta.default",
 )
 def zeros(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """``zeros_like(self)``, ``zeros(size)``, ``new_zeros(self, size)``; of ``empty`` only the shape counts"""
+    """``zeros_like(self)``, ``zeros(size)``, ``new_zeros(self, size)``; of ``empty`` only the shape counts
+
+    Forward-mode derivatives make theirs by ``_new_zeros_with_same_feature_meta(self, other)``, of the shape of other.
+    """
     return ctx.filled(0)
 
 
