@@ -114,8 +114,9 @@ def inputs(spec: Spec, count: int = 4) -> np.ndarray:
     return x
 
 
-def make(spec: Spec) -> Callable[[int], Any]:
-    """A factory of torch modules of any width for inputs with channels last."""
+def make(spec: Spec, shape: tuple[int, ...] | None = None) -> Callable[[int], Any]:
+    """A factory of torch modules of any width for inputs of that shape, positions first and channels last."""
+    sizes, first = (shape or input_shape(spec))[:-1], (shape or input_shape(spec))[-1]
     import torch
     from torch import Tensor, nn
 
@@ -124,8 +125,7 @@ def make(spec: Spec) -> Callable[[int], Any]:
             super().__init__()
             self.width = width
             self.weights = nn.ParameterList()
-            channels = input_shape(spec)[-1]
-            self.layers, _ = self.build(spec, (channels, len(input_shape(spec)) - 1, input_shape(spec)[:-1]))
+            self.layers, _ = self.build(spec, (first, len(sizes), sizes))
 
         def parameter(self, *shape: int) -> int:
             self.weights.append(nn.Parameter(torch.randn(*shape)))

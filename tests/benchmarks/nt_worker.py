@@ -1,12 +1,14 @@
+# pyright: reportMissingImports=false
 """The models of ``tests/kernel_specs.py`` in neural-tangents. Run by its own interpreter, which has jax and no torch.
 
 PYTHON tests/benchmarks/nt_worker.py golden FILE writes kernels of all models to an npz file.
-PYTHON tests/benchmarks/nt_worker.py serve answers requests for timings, a line of JSON each (``nt_speed.py``).
+PYTHON tests/benchmarks/nt_worker.py serve answers requests for timings (see ``nt_speed.py``).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from neural_tangents import stax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import kernel_specs
+import serving
 
 POINTWISE = {
     "relu": stax.Relu,
@@ -79,5 +82,14 @@ def golden(path: str) -> None:
     np.savez_compressed(path, **found)
 
 
+def prepare(request: serving.Request) -> Callable[[], Any]:
+    """The kernels of a request under jit."""
+    jax.config.update("jax_enable_x64", request.dtype == "float64")  # else it computes float32 in float64
+    get = ("nngp", "ntk") if request.get == "both" else (request.get,)
+    kernel = jax.jit(built(request.layers)[2], static_argnames="get")
+    x1, x2 = (None if x is None else jax.numpy.asarray(x) for x in request.inputs())
+    return lambda: jax.block_until_ready(kernel(x1, x2, get))
+
+
 if __name__ == "__main__":
-    golden(sys.argv[2])
+    golden(sys.argv[2]) if sys.argv[1] == "golden" else serving.serve(prepare)
