@@ -79,6 +79,8 @@ class Report:
     parameters: Mapping[str, ParameterReport]
     notes: tuple[str, ...] = ()
     undecided: Mapping[str, str] = field(default_factory=dict)
+    open_values: tuple[str, ...] = ()  # of which it is not decided whether they are below order one
+    cases: Mapping[str, str] = field(default_factory=dict)  # where the verdict hangs on them: what it is in each case
     advice: tuple[str, ...] = ()  # what to change for maximal updates
     advised: str | None = None  # the verdict on the same setup with all of the advice applied
 
@@ -140,6 +142,8 @@ class Report:
             "advised": self.advised,
             "notes": list(self.notes),
             "undecided": dict(self.undecided),
+            "open_values": list(self.open_values),
+            "cases": dict(self.cases),
         }
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ from tpcompile.capture import Capture
 from tpcompile.errors import TpcompileError
 from tpcompile.laws import Law
 from tpcompile.parametrization.advice import advice_lines
+from tpcompile.parametrization.cases import cases, open_values
 from tpcompile.parametrization.changes import Run
 from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
 from tpcompile.parametrization.report import ParameterReport, Report, first_exponent
@@ -83,6 +84,8 @@ def make_report(setup: Capture, sizes: Sizes, shifts: Mapping[str, Shift] | None
         parameters=parameters,
         notes=_notes(parameters, sizes, setup),
         undecided={name: str(error) for name, error in sizes.undecided.items()},
+        open_values=open_values(sizes, setup.activations),
+        cases=cases(sizes, setup.activations, setup.steps, parameters) if found.name == "undecided" else {},
     )
 
 

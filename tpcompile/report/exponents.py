@@ -70,6 +70,10 @@ def render(report: Report) -> RenderableType:
         parts.append(Text(f"for maximal updates (advice, applied: {report.advised}):"))
         parts += [Text(f"- {line}") for line in report.advice]
     parts += [Text(f"note: {line}", style="dim") for line in report.notes]
+    parts += [Text(f"open: {line}", style="magenta") for line in report.open_values[:3]]
+    if len(report.open_values) > 3:
+        parts.append(Text(f"open: {len(report.open_values) - 3} values more", style="magenta"))
+    parts += [Text(f"{words}: {found}", style="magenta") for words, found in report.cases.items()]
     if report.undecided:
         first = next(iter(report.undecided.values()))
         parts.append(Text(f"not followed: {len(report.undecided)} operations, the first: {first}", style="magenta"))
