@@ -224,3 +224,22 @@ def test_verify_needs_a_loss_and_steps():
         tp.verify(MLP, X, Y)
     with pytest.raises(tp.errors.UsageError, match="positive"):
         tp.verify(MLP, X, Y, F.mse_loss, steps=0)
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, torch.sigmoid])
+def test_derivatives_of_saturated_functions_are_bounded_not_claimed(activation):
+    """tanh' of values of size n^(1/2) is of order one at n^(-1/2) of them: n^(-1/4) in root mean square."""
+
+    class Saturated(MLP):
+        def forward(self, x):
+            h = self.activation(self.hidden[1](torch.tanh(self.hidden[0](x))) * self.root)
+            return self.readout(h)
+
+    def make(n):
+        model = Saturated(n, activation, depth=2)
+        model.root = n**0.5
+        nn.init.normal_(model.readout.weight, std=1 / n)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1 / n**2)
+
+    gradient = tp.verify(make, X, Y, F.mse_loss, steps=1, advice=False).parameters["hidden.1.weight"].gradient[0]
+    assert (gradient.exponent, gradient.bound) == (None, Fraction(-3, 4))

@@ -37,7 +37,7 @@ def at_infinity(f: Functions, name: str, order: int, params: Mapping[str, Any], 
     x = a.scale(value, 1.0, -lead)
     (p, c), (q, d) = (side for side in sides if side is not None)
     if c == 0.0 and d == 0.0:  # nothing is left but what is left near zero, which few coordinates are
-        return Value(value.axes, (), -lead)
+        return Value(value.axes, (), -lead / 2)  # n^-lead of them, in root mean square
     out = a.zeros(value.axes)
     if p == q and abs(c) == abs(d):
         out = a.scale(_symmetric(f, x, p, even=c == d), c, p * lead)
@@ -46,7 +46,7 @@ def at_infinity(f: Functions, name: str, order: int, params: Mapping[str, Any], 
             if factor:
                 out = a.add((1.0, out), (1.0, a.scale(_rectified(f, part, power), factor, power * lead)))
     largest = max(power for power, factor in ((p, c), (q, d)) if factor)
-    return a.cut(out, largest * lead - min(lead, HALF))
+    return a.cut(out, largest * lead - min(lead if largest else lead / 2, HALF))
 
 
 def _power(name: str, order: int, params: Mapping[str, Any], side: float) -> tuple[int, float] | None:

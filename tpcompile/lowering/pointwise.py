@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,9 +47,14 @@ def _unwrap(x: Any) -> Any:
 def _apply_forward(ctx: Context, call: nonlin.ForwardCall) -> Value:
     name, x = call.nonlinearity.name, ctx.any(call.x)
     out = ctx.apply(name, x, **call.parameters)
-    if ctx.derivatives:
+    if ctx.derivatives or ctx.beyond:
         ctx.applied[name, "output", out] = ctx.applied[name, "input", x] = x, call.parameters
     return out
+
+
+def _saturates(name: str, x: Value, parameters: Mapping[str, Any]) -> bool:
+    """True if the input grows, so that what torch saves, such as the sign that tanh becomes, lacks the derivative."""
+    return bool(x.terms) and x.terms[0][0] > 0 and nonlin.homogeneity(name, 0, **parameters) is None
 
 
 def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -61,7 +66,9 @@ def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, 
     if backward is None:
         return None
     key = backward.nonlinearity.name, backward.backward.saved, backward.saved
-    known = ctx.applied.get(key) if ctx.derivatives else None
+    known = ctx.applied.get(key)
+    if known is not None and not ctx.derivatives and not _saturates(backward.nonlinearity.name, *known):
+        known = None
     if known is not None and nonlin.has_derivative(backward.nonlinearity.name, 1, **known[1]):
         return ctx.times(backward.grad, ctx.apply(backward.nonlinearity.name, known[0], order=1, **known[1]))
     saved = Abstract(ctx, backward.saved)
