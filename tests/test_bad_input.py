@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import tpcompile as tp
 from tpcompile.capture import capture, tap
 from tpcompile.errors import CaptureError, FactoryError, TpcompileError, UsageError
 from tpcompile.laws import Normal
@@ -80,6 +81,7 @@ NAN = torch.where(torch.arange(15).reshape(5, 3) == 7, torch.nan, X)
         ({"steps": -1}, ["steps", "-1"]),
         ({"steps": 1.0}, ["steps", "float"]),
         ({"steps": True}, ["steps", "bool"]),
+        ({"inputs": X.to("meta")}, ["inputs", "meta"]),
         ({"loss": None}, ["loss", "1 steps"]),
         ({"loss": "mse"}, ["loss", "str"]),
         ({"loss": lambda o, y: (o - y) ** 2}, ["the loss", "(5, 2)", "scalar"]),
@@ -212,6 +214,58 @@ def test_frozen_model() -> None:
 def test_lazy_and_complex_parameters() -> None:
     refused(CaptureError, "0.weight", "lazy", make=lambda n: nn.Sequential(nn.LazyLinear(n), nn.Linear(n, 2)))
     refused(CaptureError, "0.weight", "complex", make=lambda n: nn.Sequential(nn.Linear(3, n, dtype=torch.cfloat)))
+
+
+@pytest.mark.parametrize("wrap", [torch.jit.script, lambda m: torch.jit.trace(m, X), nn.DataParallel])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wrapped_modules(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    refused(CaptureError, "cannot be traced", make=lambda n: wrap(mlp(n)), **training())
+
+
+@pytest.mark.parametrize("name", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients(name: str) -> None:
+    def make(n: int) -> nn.Module:
+        model = mlp(n)
+        getattr(model[0].weight, name)(lambda value: None)
+        return model
+
+    refused(CaptureError, "'0.weight'", "hook", make=make, **training())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_nested_and_quantized_inputs() -> None:
+    refused(UsageError, "nested", inputs=torch.nested.nested_tensor([X[0], X[1]]))
+    refused(UsageError, "quantized", inputs=torch.quantize_per_tensor(X, 0.1, 0, torch.qint8))
+
+
+def test_attributes_that_change_from_call_to_call() -> None:
+    class Counting(nn.Module):
+        def __init__(self, n: int, counts: bool) -> None:
+            super().__init__()
+            self.inner, self.counts, self.calls, self.size = mlp(n), counts, 1, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += self.counts
+            self.size = len(x)
+            return self.inner(x) * self.calls
+
+    refused(CaptureError, "'calls'", "from 2 to 3", make=lambda n: Counting(n, True), **training())
+    capture(lambda n: Counting(n, False), X, **training(), test_inputs=X[:2])  # an attribute may be set
+
+
+def test_steps_that_are_no_number() -> None:
+    with pytest.raises(UsageError, match="steps must be an int"):
+        tp.compile(mlp, X, Y, F.mse_loss, sgd, steps="2")  # pyright: ignore[reportArgumentType]
+
+
+def test_bfloat16_data_and_a_model_of_half_precision() -> None:
+    plain = tp.compile(mlp, X.bfloat16().float(), Y, F.mse_loss, sgd, steps=0)
+    for dtype in (torch.bfloat16, torch.float16):
+        made = tp.compile(
+            lambda n, d=dtype: mlp(n).to(d), X.bfloat16().to(dtype), Y.to(dtype), F.mse_loss, sgd, steps=0
+        )
+        a, b = (c.evaluate(particles=256, replicas=1).kernels["1"] for c in (plain, made))
+        assert torch.allclose(a, b, atol=1e-3)
 
 
 def test_no_tangent_of_batch_norm_in_training() -> None:

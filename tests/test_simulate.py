@@ -292,3 +292,23 @@ def test_refusals():
         simulate(lambda n: 1 / 0, X, width=4)
     with pytest.raises(FactoryError, match="must return"):
         simulate(lambda n: 3, X, width=4)
+
+
+def test_a_buffer_set_anew_changes_once_a_step():
+    class Growing(nn.Module):
+        def __init__(self, n: int, in_place: bool) -> None:
+            super().__init__()
+            self.weight, self.in_place = nn.Parameter(torch.ones(1, 2) / n), in_place
+            self.register_buffer("factor", torch.tensor(1.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.in_place:
+                self.get_buffer("factor").mul_(2)
+            else:
+                self.factor = self.factor * 2
+            return self.factor * x @ self.weight.T
+
+    x, sgd = torch.eye(2), lambda p: torch.optim.SGD(p, lr=0.1)
+    data = (x, torch.ones(2, 1), nn.functional.mse_loss, sgd, 2)
+    a, b = (simulate(lambda n, f=flag: Growing(n, f), *data, width=4, activations=()) for flag in (True, False))
+    assert torch.equal(a.outputs, b.outputs)

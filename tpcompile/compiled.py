@@ -180,7 +180,7 @@ def _compiled(
     trace: Callable[[int], Capture], steps: int, inputs: Batches, only: tuple[str, ...] = ()
 ) -> tuple[Capture, Compilation]:
     """The program of a training run: of all its steps, or of a few that are seen to repeat and are continued."""
-    if steps > UNROLLED and isinstance(inputs, Tensor):
+    if isinstance(steps, int) and steps > UNROLLED and isinstance(inputs, Tensor):
         captured = trace(SHORT)
         compilation = compile_capture(captured, only)
         with suppress(NotPeriodicError):

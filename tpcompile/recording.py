@@ -54,11 +54,17 @@ def forward_with_activations(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Restore the model's buffers and torch's random state at the end."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
             with torch.no_grad():
-                for buffer, value in buffers:
+                for module, name, buffer, value in buffers:
                     buffer.copy_(value)
+                    module._buffers[name] = buffer  # which the forward pass may have set anew

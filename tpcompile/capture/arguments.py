@@ -180,7 +180,11 @@ def _check_tensor(value: Any, name: str) -> None:
     if not isinstance(value, torch.Tensor):
         raise UsageError(f"expected a tensor, got {type(value).__name__}", where=name, advice="use torch.as_tensor")
     if value.layout != torch.strided or value.is_quantized:
-        raise UsageError(f"only dense tensors are supported, got layout {value.layout}", where=name)
+        kind = "a quantized tensor" if value.is_quantized else f"layout {value.layout}"
+        raise UsageError(f"only dense tensors are supported, got {kind}", where=name)
+    if value.is_nested or value.is_meta:
+        kind = "a nested tensor" if value.is_nested else "a tensor without data (device 'meta')"
+        raise UsageError(f"expected a tensor with entries, got {kind}", where=name)
     if value.is_complex():
         raise UsageError(f"complex numbers are not supported, got {value.dtype}", where=name)
     if value.dim() == 0:

@@ -82,6 +82,7 @@ class Model:
         self.module = module
         self.position = position
         self._collector: Collector | None = None
+        self._plain: dict[torch.Size, dict[str, Any]] = {}  # plain attributes after a call, by the inputs' shape
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -112,7 +113,25 @@ class Model:
         finally:
             self._collector = None
         self._check_output(output, inputs)
+        self._check_attributes(inputs)
         return output, {name: state[name] for name in buffers}, collector
+
+    def _check_attributes(self, inputs: Tensor) -> None:
+        """Numbers that a forward pass counts up would depend on how often the compiler calls it."""
+        found = {
+            f"{path}.{name}" if path else name: value
+            for path, child in self.module.named_modules()
+            for name, value in vars(child).items()
+            if isinstance(value, bool | int | float | str)
+        }
+        before = self._plain.setdefault(inputs.shape, found)
+        for name, value in found.items():
+            if name in before and before[name] != value:
+                raise CaptureError(
+                    f"the attribute '{name}' changes from {before[name]!r} to {value!r} from one call to the next",
+                    where="the model's own forward",
+                    advice="keep what changes from step to step in a registered buffer",
+                )
 
     def bare(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """Output alone, for use inside functional transforms."""

@@ -70,6 +70,7 @@ def build(arguments: Arguments, width: int) -> Probe:
             advice=_WIDTHS_ADVICE,
         ) from error
     module, optimizer, scheduler = _unpack(recording.result, arguments)
+    _check_modules(module)
     _check_parameters(module)
     if optimizer is None and arguments.optimizer is not None:
         optimizer = _call_optimizer(arguments, module)
@@ -115,7 +116,25 @@ def _call_optimizer(arguments: Arguments, module: nn.Module) -> torch.optim.Opti
     return optimizer
 
 
+def _check_modules(module: nn.Module) -> None:
+    for path, child in module.named_modules():
+        wrapped = isinstance(child, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        if wrapped or isinstance(child, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"a module of type {type(child).__name__} cannot be traced",
+                where=f"module '{path}'" if path else "the model",
+                advice="return the module inside it" if wrapped else "return the module before torch.jit",
+            )
+
+
 def _check_parameters(module: nn.Module) -> None:
+    for name, value in module.named_parameters():
+        if value._backward_hooks or value._post_accumulate_grad_hooks:
+            raise CaptureError(
+                f"parameter '{name}' has a hook on its gradient, which the traced training would not run",
+                where=f"parameter '{name}'",
+                advice="change the gradient in the loss or in the optimizer",
+            )
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, value in named:
             if torch.nn.parameter.is_lazy(value):

@@ -56,6 +56,8 @@ class Builder:
     def constant(self, tensor: torch.Tensor, name: str | None = None) -> Node:
         """A finite constant; tensors of equal content are one node."""
         tensor = tensor.detach().contiguous()
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+            tensor = tensor.float()
         digest = hashlib.sha256(
             tensor.cpu().numpy().tobytes() + str((tensor.dtype, tuple(tensor.shape))).encode()
         ).hexdigest()[:10]
