@@ -163,7 +163,8 @@ def draw(results: dict[str, Scores], rates: Sequence[float], path: Path) -> None
             axis.set(xscale="log", yscale="log", title=f"{name}: {kind}", xlabel="learning rate at width 128")
         lowest = min(min(s) for by_width in kinds.values() for s in by_width.values())
         row[0].set(ylabel="training loss", ylim=(lowest * 0.8, 5))
-    axes[0][0].legend(title="width", frameon=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="width", frameon=False, loc="outside right center")
     figure.savefig(path, dpi=120)
 
 
