@@ -128,7 +128,7 @@ def main() -> None:
         [arguments.python, str(HERE / "nt_worker.py"), "serve"],
     ]
     print(
-        "| model | numbers | inputs | kernels | s | s, NT | ratio | of CPU time | MB | MB, NT | first call s | same, NT |"
+        "| model | numbers | inputs | kernels | s | s, NT | ratio | of CPU time | MB | MB, NT | first call | NT |"
     )
     print("|" + "---|" * 12)
     for name, (spec, shape, rows, columns) in MODELS.items():
