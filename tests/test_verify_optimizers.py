@@ -262,3 +262,30 @@ def test_decoupled_weight_decay_is_multiplied_by_the_rate(power, verdict, effect
     report = tp.verify(make, X, Y, F.mse_loss, steps=2, advice=False)
     assert report.verdict == verdict
     assert report.parameters["hidden.1.weight"].effect[0].exponent == effect
+
+
+def muon_of_torch(groups, n):
+    return torch.optim.Muon(groups, lr=0.1, weight_decay=0.0, eps=0.0)
+
+
+MEASURED = {
+    "Muon": by_layer(muon_of_torch, -1, readout=-0.5),
+    "Muon, hidden rates of 1/n": by_layer(muon_of_torch, -1, hidden=-1, readout=-0.5),
+    "Adafactor": by_layer(adafactor(-1, -1), -1, hidden=-0.5),
+    "SGD, clipped": clipped(
+        by_layer(lambda groups, n: torch.optim.SGD(groups), -0.5, first=-0.5, hidden=-0.5, readout=-0.5), 0.01
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURED)
+def test_exponents_are_the_measured_slopes(name):
+    """Widths 128 to 1024, five seeds: every value and change within 0.1 and two standard errors."""
+    make = MEASURED[name]
+    report = tp.verify(make, X, Y, F.mse_loss, steps=2, advice=False)
+    assert report.stable
+    check = tp.coordinate_check(make, X, Y, F.mse_loss, steps=2, widths=(128, 256, 512, 1024), seeds=5)
+    rows = check.rows(report)
+    assert len(rows) == 18
+    assert all(agree for *_, agree in rows), [row for row in rows if not row[-1]]
