@@ -35,9 +35,10 @@ class Architecture:
     optimizer: str
     zero_readout: bool
 
-    def make(self, n: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def make(self, n: int, lr: float = 0.3) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The network of a width and its optimizer; ``lr`` does not change the exponents."""
         model = Network(self, n)
-        groups = [{"params": [p], "lr": 0.3 * n**rate} for p, rate in model.rates()]
+        groups = [{"params": [p], "lr": lr * n**rate} for p, rate in model.rates()]
         if self.optimizer == "SGD":
             return model, torch.optim.SGD(groups, momentum=0.5)
         return model, torch.optim.Adam(groups, eps=1e-8 * n**-3.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tpcompile import nonlin
 from tpcompile.lowering.context import Context
-from tpcompile.lowering.value import Value
+from tpcompile.lowering.value import AnyValue, Value
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def _apply_forward(ctx: Context, call: nonlin.ForwardCall) -> Value:
     return out
 
 
-def _saturates(name: str, x: Value, parameters: Mapping[str, Any]) -> bool:
+def _saturates(name: str, x: AnyValue, parameters: Mapping[str, Any]) -> bool:
     """True if the input grows, so that what torch saves, such as the sign that tanh becomes, lacks the derivative."""
-    return bool(x.terms) and x.terms[0][0] > 0 and nonlin.homogeneity(name, 0, **parameters) is None
+    return isinstance(x, Value) and bool(x.terms) and x.terms[0][0] > 0 and nonlin.homogeneity(name, 0, **parameters) is None
 
 
 def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -87,7 +87,11 @@ def render_check(check: CoordinateCheck, report: Report) -> RenderableType:
         "value", "step", "exact", "slope", "", title=f"empirical coordinate check: widths {widths}",
         title_justify="left",
     )  # fmt: skip
-    words = {True: Text("agrees", style="green"), False: Text("differs at these widths", style="bold red"), None: Text("not decided")}
+    words = {
+        True: Text("agrees", style="green"),
+        False: Text("differs at these widths", style="bold red"),
+        None: Text("not decided"),
+    }
     for quantity, name, step, exact, slope, agree in check.rows(report):
         table.add_row(name, "start" if quantity == "value" else f"change {step}", exact, str(slope), words[agree])
     return table

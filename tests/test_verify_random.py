@@ -1,0 +1,115 @@
+"""Exponents of random small architectures against the log-log slopes of really trained models.
+
+A slope over a decade of widths sees the sum of several powers. The exponents do not depend on the constant in the
+learning rate, but which power is the largest at these widths does: an exponent counts as refuted where no constant of
+three makes the slope agree, and a bound where any slope is above it. Behind the first value that grows, powers compound
+and saturate, and slopes at these widths say nothing; they are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from random_models import architecture
+from test_verify import X, Y
+from torch import nn
+
+import tpcompile as tp
+
+RATES = (0.3, 2.0, 0.05)
+STEPS = 2
+
+
+def disagreements(seed: int, widths: tuple[int, ...], seeds: int) -> tuple[int, int, list[str]]:
+    """Rows that were decided and compared, rows that are open, and the rows that real training refutes."""
+    a = architecture(seed)
+    report = tp.verify(a.make, X, Y, F.mse_loss, steps=STEPS, advice=False)
+    grown = next((t for t in range(STEPS + 1) if _grows(report, t)), STEPS + 1)
+    compared, still_open, wrong = 0, 0, []
+    left = [("value", n, 0) for n in (*report.activations, "outputs")]
+    left += [("change", n, t) for n in (*report.activations, "outputs") for t in range(1, min(grown, STEPS) + 1)]
+    seen: dict[tuple[str, str, int], list[str]] = {key: [] for key in left}
+    for i, lr in enumerate(RATES):
+        check = tp.coordinate_check(
+            functools.partial(a.make, lr=lr), X, Y, F.mse_loss, steps=STEPS, widths=widths, seeds=seeds
+        )
+        for key in list(left):
+            size, slope = (report.values if key[0] == "value" else report.changes)[key[1:]], check.slope(*key)
+            margin = 0.1 + 3 * slope.stderr
+            if size.exponent is None:
+                if slope.slope > size.bound + margin:
+                    wrong.append(f"{key}: {size} but {slope}")
+                still_open += i == 0
+                continue
+            seen[key].append(str(slope))
+            if size.exponent == slope.slope or abs(size.exponent - slope.slope) <= margin:
+                left.remove(key)
+                compared += 1
+        if not any((report.values if k[0] == "value" else report.changes)[k[1:]].exponent is not None for k in left):
+            break
+    for key in left:
+        size = (report.values if key[0] == "value" else report.changes)[key[1:]]
+        if size.exponent is not None and not all("?" in s for s in seen[key]):
+            wrong.append(f"{key}: {size} but {', '.join(seen[key])}")
+    return compared, still_open, wrong
+
+
+def _grows(report: tp.Report, step: int) -> bool:
+    sizes = report.values if step == 0 else report.changes
+    exponents = (sizes[name, step].exponent for name in (*report.activations, "outputs"))
+    return any(e is None or (e != -math.inf and e > 0) for e in exponents)
+
+
+# Why the slopes of these at widths 64 to 1024 do not show the exponents.
+UNRESOLVED = {
+    9: "a mean that vanishes only under a joint flip (below)",
+    13: "LayerNorm and a relu: local slopes of the logits 0.64, then 0.79, towards 1",
+    35: "-1.21, then -1.13, towards -1",
+    42: "0.68, then 0.92, towards 1",
+    46: "a relu network that grows: local slopes rise",
+}
+
+
+@pytest.mark.parametrize("seed", [6, 7, 34])
+def test_exponents_are_the_slopes_of_trained_models(seed):
+    compared, _, wrong = disagreements(seed, (64, 256, 1024), 4)
+    assert not wrong, architecture(seed)
+    assert compared >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [seed for seed in range(60) if seed not in UNRESOLVED])
+def test_exponents_of_many_architectures(seed):
+    _, _, wrong = disagreements(seed, (64, 256, 1024), 6)
+    assert not wrong, architecture(seed)
+
+
+@pytest.mark.xfail(strict=True, reason="signs are followed under flips of one parameter, not of several together")
+def test_a_mean_that_vanishes_only_under_a_joint_flip():
+    """x is odd in W1 and relu(W2 x) is odd in none, but flipping both leaves it: x · relu(W2 x) is odd in the two.
+
+    Its mean over the coordinates is zero, so that its sum over n coordinates, divided by n, is n^(-1/2).
+    """
+
+    class Model(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, n, bias=False), nn.Linear(n, n, bias=False)
+            self.readout, self.n = nn.Parameter(torch.ones(1)), n
+            nn.init.normal_(self.first.weight)
+            nn.init.normal_(self.second.weight, std=n**-0.5)
+
+        def forward(self, x):
+            h = torch.tanh(self.first(x))
+            return self.readout * (h * torch.relu(self.second(h))).mean(-1, keepdim=True)
+
+    def make(n):
+        model = Model(n)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1 / n)
+
+    assert tp.verify(make, X, Y, F.mse_loss, steps=1, advice=False).exponent("outputs") == Fraction(-1, 2)
