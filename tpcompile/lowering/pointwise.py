@@ -54,7 +54,8 @@ def _apply_forward(ctx: Context, call: nonlin.ForwardCall) -> Value:
 
 def _saturates(name: str, x: AnyValue, parameters: Mapping[str, Any]) -> bool:
     """True if the input grows, so that what torch saves, such as the sign that tanh becomes, lacks the derivative."""
-    return isinstance(x, Value) and bool(x.terms) and x.terms[0][0] > 0 and nonlin.homogeneity(name, 0, **parameters) is None
+    grows = isinstance(x, Value) and bool(x.terms) and x.terms[0][0] > 0
+    return grows and nonlin.homogeneity(name, 0, **parameters) is None
 
 
 def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
