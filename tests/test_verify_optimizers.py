@@ -264,6 +264,33 @@ def test_decoupled_weight_decay_is_multiplied_by_the_rate(power, verdict, effect
     assert report.parameters["hidden.1.weight"].effect[0].exponent == effect
 
 
+def coupled(power, optimizer=torch.optim.Adam):
+    """Only one hidden layer trains, with a weight decay of that power of the width added to its gradient of 1/n."""
+
+    def make(n):
+        model = MLP(n)
+        nn.init.normal_(model.readout.weight, std=1 / n)
+        for name, p in model.named_parameters():
+            p.requires_grad_(name == "hidden.1.weight")
+        decay = (0.3 if power == 0 else 0.03) * n**power
+        return model, optimizer([model.get_parameter("hidden.1.weight")], lr=0.3 / n, weight_decay=decay, eps=0.0)
+
+    return make
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam])
+@pytest.mark.parametrize(("power", "effect"), [(0, -HALF), (-0.5, 0), (-1, 0)])
+def test_coupled_weight_decay_that_dominates_the_gradient(power, effect, optimizer):
+    """Decay of initial entries of n^(-1/2) beside gradients of 1/n: the update is a function of the initial matrix.
+
+    It acts as a random matrix does, by n^(1/2) of its entries, where that of the gradient acts by n of them.
+    """
+    report = tp.verify(coupled(power, optimizer), X, Y, F.mse_loss, steps=2, advice=False)
+    assert [s.exponent for s in report.parameters["hidden.1.weight"].effect] == [effect, effect]
+    assert report.change_exponent("hidden.1", 1) == effect
+    assert report.verdict == ("trivial" if effect else "maximal update")
+
+
 def muon_of_torch(groups, n):
     return torch.optim.Muon(groups, lr=0.1, weight_decay=0.0, eps=0.0)
 
@@ -276,6 +303,14 @@ MEASURED = {
         by_layer(lambda groups, n: torch.optim.SGD(groups), -0.5, first=-0.5, hidden=-0.5, readout=-0.5), 0.01
     ),
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [0, -0.5])
+def test_coupled_weight_decay_has_the_measured_slopes(power):
+    report = tp.verify(coupled(power), X, Y, F.mse_loss, steps=2, advice=False)
+    check = tp.coordinate_check(coupled(power), X, Y, F.mse_loss, steps=2, widths=(128, 256, 512, 1024), seeds=5)
+    assert all(agree for *_, agree in check.rows(report)), check.rows(report)
 
 
 @pytest.mark.slow

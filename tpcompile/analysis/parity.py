@@ -16,6 +16,7 @@ from tpcompile.ir import (
     Concat,
     Contract,
     Dims,
+    Entries,
     Expand,
     Init,
     Map,
@@ -34,6 +35,7 @@ from tpcompile.laws import is_symmetric
 
 _SIDES = (" of rows", " of columns")  # marks of the two independent copies in a value on pairs
 _SWAP = {_SIDES[0]: _SIDES[1], _SIDES[1]: _SIDES[0]}
+_ENTRIES = " of entries"  # mark of the third copy: the entries of an initial matrix themselves
 _MOST = 64  # summands of distinct parity that are kept apart; beyond that they are joined
 
 
@@ -91,7 +93,11 @@ class Parity:
         for node, word in zip(nodes, inputs, strict=True):
             found = self._together([found, self._on_pairs(node, word, letters)])
         summed = [i for i, letter in enumerate(letters) if letter not in out]
-        return sum(all(any(_side(name) == _SIDES[i] for name in s.odd) for s in found) for i in summed)
+
+        def vanishes(side: str) -> bool:
+            return all(any(_side(name) == side or name.endswith(_ENTRIES) for name in s.odd) for s in found)
+
+        return sum(vanishes(_SIDES[i]) for i in summed)
 
     def _on_pairs(self, node: Node, word: str, letters: Sequence[str]) -> frozenset[Signature]:
         """Signatures in terms of the copies that the letters name."""
@@ -153,6 +159,8 @@ class Parity:
         if isinstance(op, Sum | Concat) and node.kind != "matrix":
             out = frozenset().union(*(self.signatures(x) for x in node.operands))
             return out if len(out) <= _MOST else frozenset([_join(out)])
+        if isinstance(op, Entries):
+            return frozenset([Signature(frozenset([f"{getattr(node.operands[0].op, 'name', '')}{_ENTRIES}"]))])
         if isinstance(op, Outer):
             u, v = (self.signatures(x) for x in node.operands)
             return self._together([_renamed(u, {"": _SIDES[0]}), _renamed(v, {"": _SIDES[1]})])
@@ -205,9 +213,18 @@ def _side(name: str) -> str:
 
 
 def _one_side(x: Signature, side: str) -> Signature:
-    """What is odd or mixed in one of the copies, as a vector on that copy alone."""
+    """What is odd or mixed in one of the copies, as a vector on that copy alone.
+
+    A sum of entries of an initial matrix goes with the products with it: it changes sign with the matrix where what it
+    is summed with does not.
+    """
     odd, mixed = (frozenset(n.removesuffix(side) for n in names if _side(n) == side) for names in (x.odd, x.mixed))
-    return Signature(odd, mixed)
+    flips, unclear = (
+        frozenset(n.removesuffix(_ENTRIES) for n in names if n.endswith(_ENTRIES)) for names in (x.odd, x.mixed)
+    )
+    (other,) = (s for s in _SIDES if s != side)
+    unclear |= frozenset(n for n in flips if n + other in x.odd | x.mixed)
+    return Signature(odd, mixed) * Signature(flips - unclear, unclear)
 
 
 def _renamed(signatures: frozenset[Signature], marks: Mapping[str, str]) -> frozenset[Signature]:

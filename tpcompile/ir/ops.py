@@ -189,6 +189,22 @@ class Outer(Op):
 
 
 @dataclass(frozen=True)
+class Entries(Op):
+    """The entries of an initial matrix times ``n^(1/2)`` as a value on pairs of coordinates.
+
+    In the limit a third copy, independent of the variables of its row and its column, on which a single entry has an
+    influence of ``n^(-1/2)`` only. Made for sizes: no evaluator gives it a law.
+    """
+
+    mnemonic: ClassVar[str] = "entries"
+    linear: ClassVar[bool] = True
+
+    def infer(self, operands: tuple[Dims, ...]) -> Dims:
+        expect(len(operands) == 1 and kind(operands[0]) == "matrix", self, "a matrix", operands)
+        return operands[0]
+
+
+@dataclass(frozen=True)
 class Gaussian(Contract):
     """``n^(-1/2)`` times a sum over the width whose summands have mean zero: a Gaussian scalar (theory, section 5)."""
 
@@ -253,6 +269,7 @@ OPS: dict[str, type[Op]] = {
         Mul,
         Contract,
         Outer,
+        Entries,
         Gaussian,
         Fluctuation,
         Concat,

@@ -59,7 +59,7 @@ class Context:
         self.contractions = Contractions(self.algebra, self.matrices)
         self.functions = Functions(self.algebra, self.beyond)
         self.parts = self.contractions.parts
-        self.pairs = Pairs(self.algebra, self.matrices)
+        self.pairs = Pairs(self.algebra, self.matrices, self.beyond)
 
     # places and shapes ---------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Node, Outer, Width
+from tpcompile.ir import Entries, Node, Outer, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.nodes import Weighted
@@ -20,8 +20,9 @@ from tpcompile.lowering.value import HALF, AnyValue, Block, InitTerm, MatrixValu
 class Pairs:
     """Entrywise arithmetic of matrix values, by way of values with two growing axes."""
 
-    def __init__(self, algebra: Algebra, matrices: Matrices) -> None:
+    def __init__(self, algebra: Algebra, matrices: Matrices, beyond: bool = False) -> None:
         self.a = algebra
+        self.beyond = beyond  # sizes are asked for, not values: initial entries may be the largest part
         self.nodes = algebra.nodes
         self.matrices = matrices
 
@@ -38,7 +39,7 @@ class Pairs:
         return self.matrices.make(x.axes, [], [], x.remainder, x.terms)
 
     def entries(self, m: MatrixValue) -> Value:
-        """The entries of a matrix as a series; an initial part must be smaller than the rest."""
+        """The entries of a matrix as a series; an initial part must be smaller than the rest, but for sizes."""
         items = [(e, c, node) for t in m.outers for e, c, node in self._outer(t.exponent, t.blocks, m)]
         items += [(e, 1.0, node) for e, node in m.entries]
         remainder = m.remainder
@@ -48,6 +49,10 @@ class Pairs:
                 items.append((t.exponent, *self._initial(t, m)))
                 continue
             size = t.exponent - HALF
+            if self.beyond and (top is None or size >= top):
+                number, node = self._initial(t, m, scaled=True)
+                items.append((size, number, node))
+                continue
             if top is None or size >= top:
                 raise UnsupportedOperationError(
                     "an operation on a whole matrix of two growing axes that is neither linear nor a product with a "
@@ -74,7 +79,7 @@ class Pairs:
         finite, growing = iter(range(count)), iter((count, count + 1))
         return [next(growing) if isinstance(d, Width) else next(finite) for d in flat(m.axes)]
 
-    def _initial(self, t: InitTerm, m: MatrixValue) -> Weighted:
+    def _initial(self, t: InitTerm, m: MatrixValue, scaled: bool = False) -> Weighted:
         if t.rows is not None or t.columns is not None:
             raise UnsupportedOperationError("an entrywise function of a part of an initial matrix", where=self.a.place)
         dims = t.matrix.dims
@@ -83,4 +88,5 @@ class Pairs:
         rows, columns = reversed(growing) if t.transpose else growing
         finite, widths = iter(plain[i] for i in t.finite), iter((rows, columns))
         order = [next(widths) if isinstance(d, Width) else next(finite) for d in flat(m.axes)]
-        return t.coefficient, self.nodes.permute(t.matrix, order)
+        matrix = self.nodes.builder.node(Entries(), t.matrix) if scaled else t.matrix
+        return t.coefficient, self.nodes.permute(matrix, order)
