@@ -180,7 +180,8 @@ def _view(m: Moments, f: Factor, factors: Sequence[Factor]) -> Poly:
     def peer(g: Factor) -> bool:
         return g.node.op == f.node.op and g.labels == f.labels and g.node.operands[0].dims == x.dims
 
-    poly = m.moment(tuple(under(g) if g is f or peer(g) else g for g in factors))
+    inner = tuple(under(g) if g is f or peer(g) else g for g in factors)
+    poly = m.compact(inner, [x for ins, _ in moves for x in ins])
     for ins, outs in moves:
         poly = tuple(_reshaped(m, term, ins, outs) for term in poly)
     return poly
@@ -268,7 +269,8 @@ def _gather(m: Moments, f: Factor, factors: Sequence[Factor], axis: int, index: 
             and (g.copy == f.copy or not varies)
         )
 
-    poly = m.moment(tuple(under(g) if g is f or peer(g) else g for g in factors))
+    inner = tuple(under(g) if g is f or peer(g) else g for g in factors)
+    poly = m.compact(inner, () if derived is None else (derived,))
     return tuple(_read(m, term, derived, places, index, f.copy) for term in poly)
 
 

@@ -318,15 +318,22 @@ class Moments:
         own = Term(float(into.ratio), (self.variance(matrix, std),), deltas)
         return product((own,), self.compact(inner))
 
-    def compact(self, factors: tuple[Factor, ...]) -> Poly:
-        """The expectation of a product as one array, unless Kronecker deltas must stay visible.
+    def compact(self, factors: tuple[Factor, ...], moved: Collection[Label] = ()) -> Poly:
+        """The expectation of a product as one array, unless Kronecker deltas of its axes must stay visible.
 
-        Without it sums would be multiplied out from layer to layer.
+        Without it sums would be multiplied out from layer to layer, and all contracted at the end; and where entries
+        along the axes ``moved`` are moved next, every array in a product would be moved on its own.
         """
         poly = self.moment(factors)
-        if len(poly) < 2 or any(term.deltas for term in poly):
-            return poly
         out = tuple(dict.fromkeys(x for f in factors for x in f.named()))
+        labels = [names for term in poly for _, names in term.uses]
+        internal = any(x not in out for names in labels for x in names)
+        if len(poly) < 2 and not internal and sum(bool(set(names) & set(moved)) for names in labels) < 2:
+            return poly
+        for term in poly:
+            names = unified(term.deltas)
+            if len({names.get(x, x) for x in out}) < len(out):
+                return poly
         array = self.array(factors, out)
         return () if array is None else (Term(1.0, ((array, out),)),)
 
