@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 
 from tpcompile import nonlin
+from tpcompile.analysis.parity import Parity
 from tpcompile.ir import (
     Concat,
     Contract,
@@ -57,20 +58,64 @@ class _Flip:
     signs: tuple[int, ...]
 
 
-def has_split(nodes: Sequence[Node]) -> bool:
-    """True if some vector here is made of parts of a growing axis."""
-    return any(isinstance(x.op, SplitWidth) for x in _vectors(nodes))
+@dataclass
+class Support:
+    """Which initial values a vector depends on, not through scalars; found once for each."""
+
+    _known: dict[Node, frozenset[Node]] = field(default_factory=dict)
+
+    def of(self, node: Node) -> frozenset[Node]:
+        """The initial vectors and matrices below a vector."""
+        stack = [node]
+        while stack:  # a loop in place of recursion: programs of many steps are deep
+            top = stack[-1]
+            missing = [x for x in top.operands if x.kind != "scalar" and x not in self._known]
+            if missing and top not in self._known:
+                stack.extend(missing)
+                continue
+            if top not in self._known:
+                own = frozenset([top]) if isinstance(top.op, Init) else frozenset()
+                self._known[top] = own.union(*(self._known[x] for x in top.operands if x.kind != "scalar"))
+            stack.pop()
+        return self._known[node]
 
 
-def vanishes(spec: str, nodes: Sequence[Node], local: bool = False) -> bool:
+def hopeless(nodes: Sequence[Node], parity: Parity) -> bool:
+    """True if some product of summands is plainly even: a square, or not odd and made without parts of an axis.
+
+    Quick, and spares most sums over the width the walk of :func:`vanishes`.
+    """
+    lists = [_tops(x) for x in nodes if x.kind == "vector"]
+    if math.prod(map(len, lists)) > _MOST_SUMMANDS**2:
+        return False
+    for choice in product(*lists):
+        if parity.vanishes(*choice):
+            continue
+        if len(choice) == 2 and choice[0] is choice[1] and nodes[0] is nodes[1]:
+            return True
+        if not any(isinstance(x.op, SplitWidth) for x in _vectors(choice)):
+            return True
+    return False
+
+
+def _tops(node: Node) -> list[Node]:
+    """The top-level summands of a vector."""
+    if not isinstance(node.op, Sum):
+        return [node]
+    return [y for x in node.operands for y in _tops(x)]
+
+
+def vanishes(spec: str, nodes: Sequence[Node], local: bool = False, support: Support | None = None) -> bool:
     """True if every entry of this Einstein sum over the width is zero for reasons of sign, block by block.
 
-    ``local`` holds fixed what matrices were multiplied with, as :class:`~tpcompile.analysis.parity.LocalParity` does.
+    Looks at what stands above the last products with initial matrices: signs below them mix. ``local`` holds fixed
+    what matrices were multiplied with, as :class:`~tpcompile.analysis.parity.LocalParity` does. ``support`` remembers
+    from one question to the next what values depend on.
     """
     vectors = _vectors(nodes)
     if not any(isinstance(x.op, SplitWidth) for x in vectors):
         return False
-    walk = _Walk(vectors, local)
+    walk = _Walk(vectors, local, support or Support())
     inputs, _ = split_spec(spec)
     operands = [(walk.summands(x), word) for x, word in zip(nodes, inputs, strict=True) if x.kind == "vector"]
     if not walk.flips or walk.too_large or math.prod(len(s) for s, _ in operands) > _MOST_SUMMANDS**2:
@@ -83,24 +128,29 @@ def vanishes(spec: str, nodes: Sequence[Node], local: bool = False) -> bool:
 
 
 def _vectors(nodes: Sequence[Node]) -> list[Node]:
-    """The vectors that values are made of, not through scalars, and the initial matrices; operands first."""
+    """The vectors that values are made of down to products with initial matrices, and these matrices; operands first.
+
+    Not through scalars, which are constants here.
+    """
     seen: set[Node] = set()
     stack = [x for x in nodes if x.kind != "scalar"]
     while stack:
         node = stack.pop()
         if node not in seen:
             seen.add(node)
-            stack.extend(x for x in node.operands if x.kind != "scalar")
+            below = node.operands[:1] if isinstance(node.op, MatMul) else node.operands
+            stack.extend(x for x in below if x.kind != "scalar")
     return sorted(seen, key=lambda x: x.serial)
 
 
 class _Walk:
     """Signs of the top-level summands of every vector that some values are made of."""
 
-    def __init__(self, vectors: list[Node], local: bool) -> None:
+    def __init__(self, vectors: list[Node], local: bool, support: Support) -> None:
         widths = [d for x in vectors for d in x.dims if isinstance(d, Width)]
         self._width = _UNITS * math.lcm(*(d.ratio.denominator for d in widths))
         self._local = local
+        self._support = support
         self.flips = self._all_flips(vectors)
         sizes = (math.prod(self._shape(x)) for x in vectors if x.kind == "vector")
         self.too_large = len(self.flips) * max(sizes, default=0) > _MOST_ENTRIES
@@ -142,7 +192,7 @@ class _Walk:
             case Init():
                 return [self._start(node, shape)]
             case MatMul():
-                return [self._product(node, x) for x in self.summands(node.operands[1])]
+                return [self._product(node)]
             case Sum():
                 found = [self._spread(x, shape) for y in node.operands for x in self.summands(y)]
                 return found if len(found) <= _MOST_SUMMANDS else [_joined(found)]
@@ -202,34 +252,24 @@ class _Walk:
                 out[i] *= _along(flip.signs, flip.axis, len(shape))
         return out
 
-    def _product(self, node: Node, x: Signs) -> Signs:
+    def _product(self, node: Node) -> Signs:
+        """Blocks of the rows of the matrix change sign; the signs of what it is multiplied with are not known."""
         assert isinstance(node.op, MatMul)
-        matrix = node.operands[0]
+        matrix, x = node.operands
         rows, columns = width_positions(matrix.dims)
-        out_axis, in_axis = (columns, rows) if node.op.transpose else (rows, columns)
+        out_axis = columns if node.op.transpose else rows
         (axis,) = width_positions(node.dims)
         shape = self._shape(node)
-        if self._local:
-            return self._local_product(node, matrix, out_axis, axis, shape)
-        x = x.copy()
-        for i, flip in enumerate(self.flips):
-            if flip.node is matrix and flip.axis == in_axis:
-                x[i] = np.where(x[i] == _ZERO, _ZERO, x[i] * _along(flip.signs, axis, len(shape)))
-        out = np.broadcast_to(_uniform(x, axis + 1), (len(x), *shape)).copy()
-        for i, flip in enumerate(self.flips):
-            if flip.node is matrix and flip.axis == out_axis:
-                out[i] = np.where(out[i] == _ZERO, _ZERO, out[i] * _along(flip.signs, axis, len(shape)))
-        return out
-
-    def _local_product(self, node: Node, matrix: Node, out_axis: int, axis: int, shape: tuple[int, ...]) -> Signs:
-        assert isinstance(node.op, MatMul)
-        responds = any(
+        below = frozenset() if self._local else self._support.of(x)
+        responds = self._local and any(
             isinstance(y.op, MatMul) and y.operands[0] is matrix and y.op.transpose != node.op.transpose
-            for y in reachable([node.operands[1]])
+            for y in reachable([x])
         )
         out = np.full((len(self.flips), *shape), 0 if responds else 1, np.int8)
         for i, flip in enumerate(self.flips):
-            if flip.node is matrix and flip.axis == out_axis:
+            if flip.node in below or (flip.node is matrix and flip.axis != out_axis and not self._local):
+                out[i] = 0
+            elif flip.node is matrix and flip.axis == out_axis:
                 out[i] *= _along(flip.signs, axis, len(shape))
         return out
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+from tpcompile.analysis.blocks import Support
 from tpcompile.analysis.parity import Parity
 from tpcompile.errors import UnstableError, UnsupportedOperationError
 from tpcompile.ir import Builder, Const, Dims, Node, Width
@@ -28,6 +29,7 @@ class Algebra:
     width: int | None = None
     builder: Builder = field(default_factory=Builder)
     parity: Parity = field(default_factory=Parity)
+    support: Support = field(default_factory=Support)
     place: str = ""  # of the operation at hand, for errors
 
     def __post_init__(self) -> None:

@@ -59,13 +59,15 @@ def refactor(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> A
 
 
 def refactored(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
-    """A scalar or vector of dims ``have`` as one of dims ``want``: the same entries in the same order.
+    """A value of dims ``have`` as one of dims ``want``: the same entries in the same order.
 
-    Finite factors that both have beside the width stay; the others are merged into the width or split from it.
+    Finite factors that both have beside a width stay; the others are merged into the width or split from it.
     """
     here, there = width_positions(have), width_positions(want)
-    if not here:
+    if not here or have == want:
         return nodes.view(node, want)
+    if len(here) == 2:
+        return _refactored_pairs(nodes, node, have, want)
     (i,), (j,) = here, there
     before, after, narrow, behind = (_size(x) for x in (have[:i], want[:j], have[i + 1 :], want[j + 1 :]))
     front, back = math.gcd(before, after), math.gcd(narrow, behind)
@@ -73,18 +75,55 @@ def refactored(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
     head = have[:i] if outer == 1 else (front, outer)
     tail = have[i + 1 :] if inner == 1 else (inner, back)
     node = nodes.view(node, (*head, have[i], *tail))
-    at = len(head)
+    node = _rejoined(nodes, node, 0, outer, inner, after // front, behind // back)
+    return nodes.view(node, want)
+
+
+def _refactored_pairs(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
+    """The same of a value with two widths; between them stand inner factors of the first and outer ones of the second.
+
+    How many of those a width takes in (or leaves) follows from its length and that of what is outside of it.
+    """
+    (i, j), (k, m) = width_positions(have), width_positions(want)
+    before, after, narrow, behind = (_size(x) for x in (have[:i], want[:k], have[j + 1 :], want[m + 1 :]))
+    front, back = math.gcd(before, after), math.gcd(narrow, behind)
+    grown = [
+        _ratio(want[b]) * there / (_ratio(have[a]) * here)
+        for a, b, here, there in ((i, k, before, after), (j, m, narrow, behind))
+    ]
+    takes, leaves = [x.numerator for x in grown], [x.denominator for x in grown]
+    middle = _size(have[i + 1 : j])
+    if middle % (takes[0] * takes[1]):
+        raise UnsupportedOperationError(
+            f"a view of axes {list(map(str, have))} as {list(map(str, want))}", where=nodes.place
+        )
+    outer, inner, rest = before // front, narrow // back, middle // (takes[0] * takes[1])
+    parts: list[Dim] = [front, outer, have[i], takes[0], rest, takes[1], have[j], inner, back]
+    node = nodes.view(node, tuple(d for d in parts if d != 1))
+    node = _rejoined(nodes, node, 1, takes[1], inner, leaves[1], behind // back)
+    node = _rejoined(nodes, node, 0, outer, takes[0], after // front, leaves[0])
+    return nodes.view(node, want)
+
+
+def _rejoined(nodes: Nodes, node: Node, which: int, outer: int, inner: int, new_outer: int, new_inner: int) -> Node:
+    """A width with the factors beside it merged into it, then others split from it; 1 is none."""
+    at = width_positions(node.dims)[which]
     if inner > 1:
         node = nodes.merge_width(node, at, inner=True)
     if outer > 1:
         node = nodes.merge_width(node, at - 1, inner=False)
         at -= 1
-    if after > front:
-        node = nodes.split_width(node, at, after // front, inner=False)
+    if new_outer > 1:
+        node = nodes.split_width(node, at, new_outer, inner=False)
         at += 1
-    if behind > back:
-        node = nodes.split_width(node, at, behind // back, inner=True)
-    return nodes.view(node, want)
+    if new_inner > 1:
+        node = nodes.split_width(node, at, new_inner, inner=True)
+    return node
+
+
+def _ratio(d: Dim) -> Fraction:
+    assert isinstance(d, Width)
+    return d.ratio
 
 
 def _size(dims: Dims) -> int:

@@ -152,8 +152,8 @@ class Contractions:
         """An Einstein sum of nodes as terms ``(exponent, number, node)``, and the exponent of what is left out.
 
         ``ratios`` are those of the summed width axes. A sum over the width
-        is n times a moment; where the moment vanishes by parity it is
-        n^(1/2) times a Gaussian scalar. Both are followed by their fluctuation, n^(-1/2) smaller.
+        is n times a moment, and n^(1/2) times the moment's fluctuation: a random scalar of order one that stands for
+        all the rest. Where the moment vanishes by parity that scalar is Gaussian in the limit.
         """
         if not ratios:
             number, node = self.nodes.contract(spec, nodes)
@@ -164,14 +164,18 @@ class Contractions:
         if any(x.kind == "matrix" for x in nodes):
             return self._pair_moment(spec, nodes, ratios)
         (ratio,) = ratios
-        zero = self.a.parity.vanishes(*nodes) or blocks.vanishes(spec, nodes)
+        zero = self.a.parity.vanishes(*nodes) or (
+            not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support)
+        )
         number, node = self.nodes.contract(spec, nodes, gaussian=zero)
         exponent = HALF if zero else Fraction(1)
         number *= float(ratio) ** float(exponent)
+        if zero:
+            return [(exponent, number, node)], None
         if self.a.depth <= HALF:
             return [(exponent, number, node)], exponent - HALF
         noise = self.nodes.builder.node(Fluctuation(), node)
-        return [(exponent, number, node), (exponent - HALF, number, noise)], exponent - 1
+        return [(exponent, number, node), (exponent - HALF, number, noise)], None
 
     def _pair_moment(
         self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]

@@ -220,10 +220,6 @@ class Matrices:
 
     def _refactored(self, m: MatrixValue, axes: Axes) -> MatrixValue:
         """Growing axes split into finite atoms and widths, or merged from them."""
-        if m.entries:
-            raise UnsupportedOperationError(
-                "a view that splits a growing axis of an entrywise function of outer products", where=self.a.place
-            )
         if m.inits:
             raise UnsupportedOperationError(
                 "a view that splits a growing axis of an initial matrix",
@@ -234,7 +230,8 @@ class Matrices:
         for t in m.outers:
             pairs = [pair for b in t.blocks for pair in self._merged(b, m.axes)]
             outers.append((t.exponent, [self._split(b, axes) for b in pairs]))
-        return self.make(axes, [], outers, m.remainder)
+        entries = [(e, refactored(self.nodes, x, x.dims, flat(axes))) for e, x in m.entries]
+        return self.make(axes, [], outers, m.remainder, entries)
 
     def _merged(self, b: Block, axes: Axes) -> list[Block]:
         """Outer products with the finite atoms beside each width taken into it: no finite atoms in growing axes.
