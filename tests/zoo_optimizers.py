@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from zoo import ABC, Case, Recurrent, Residual, Tied, data
+from zoo_attention import attention_cases
 
 Make = Callable[[Any, int], torch.optim.Optimizer]
 
@@ -215,4 +217,17 @@ def optimizer_cases() -> dict[str, Case]:
     for name, (model, inputs, targets) in models.items():
         for optimizer in ("Adam", "Lion", "Muon", "Adafactor"):
             out[f"{name}, {optimizer}"] = Case(with_optimizer(model, OPTIMIZERS[optimizer]), inputs, targets, steps=2)
+    for name, case in attention_cases().items():
+        if case.steps:
+            out[f"{name}, Adam"] = replace(case, make=_retrained(case.make, OPTIMIZERS["Adam"]), steps=2)
     return out
+
+
+def _retrained(make: Callable[[int], Any], optimizer: Make) -> Callable[[int], Any]:
+    """The model of a factory with another optimizer."""
+
+    def model(n: int) -> nn.Module:
+        made = make(n)
+        return made[0] if isinstance(made, tuple) else made
+
+    return with_optimizer(model, optimizer)

@@ -58,7 +58,7 @@ def refactor(axes: Axes, sizes: Sequence[tuple[Fraction, int]], place: str) -> A
     return tuple(out)
 
 
-def refactored(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
+def refactored(nodes: Nodes, node: Node, have: Dims, want: Dims, place: str = "") -> Node:
     """A value of dims ``have`` as one of dims ``want``: the same entries in the same order.
 
     Finite factors that both have beside a width stay; the others are merged into the width or split from it.
@@ -67,7 +67,7 @@ def refactored(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
     if not here or have == want:
         return nodes.view(node, want)
     if len(here) == 2:
-        return _refactored_pairs(nodes, node, have, want)
+        return _refactored_pairs(nodes, node, have, want, place)
     (i,), (j,) = here, there
     before, after, narrow, behind = (_size(x) for x in (have[:i], want[:j], have[i + 1 :], want[j + 1 :]))
     front, back = math.gcd(before, after), math.gcd(narrow, behind)
@@ -79,7 +79,7 @@ def refactored(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
     return nodes.view(node, want)
 
 
-def _refactored_pairs(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
+def _refactored_pairs(nodes: Nodes, node: Node, have: Dims, want: Dims, place: str) -> Node:
     """The same of a value with two widths; between them stand inner factors of the first and outer ones of the second.
 
     How many of those a width takes in (or leaves) follows from its length and that of what is outside of it.
@@ -95,7 +95,7 @@ def _refactored_pairs(nodes: Nodes, node: Node, have: Dims, want: Dims) -> Node:
     middle = _size(have[i + 1 : j])
     if middle % (takes[0] * takes[1]):
         raise UnsupportedOperationError(
-            f"a view of axes {list(map(str, have))} as {list(map(str, want))}", where=nodes.place
+            f"a view of a matrix with axes {list(map(str, have))} as {list(map(str, want))}", where=place
         )
     outer, inner, rest = before // front, narrow // back, middle // (takes[0] * takes[1])
     parts: list[Dim] = [front, outer, have[i], takes[0], rest, takes[1], have[j], inner, back]

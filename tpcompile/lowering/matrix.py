@@ -230,7 +230,7 @@ class Matrices:
         for t in m.outers:
             pairs = [pair for b in t.blocks for pair in self._merged(b, m.axes)]
             outers.append((t.exponent, [self._split(b, axes) for b in pairs]))
-        entries = [(e, refactored(self.nodes, x, x.dims, flat(axes))) for e, x in m.entries]
+        entries = [(e, refactored(self.nodes, x, x.dims, flat(axes), self.a.place)) for e, x in m.entries]
         return self.make(axes, [], outers, m.remainder, entries)
 
     def _merged(self, b: Block, axes: Axes) -> list[Block]:
