@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -22,6 +22,9 @@ from tpcompile.lowering.periodic import SHORT, NotPeriodicError, continued
 from tpcompile.lowering.request import Compilation, compile_capture
 from tpcompile.metrics import jackknife
 from tpcompile.results import LimitResult, Result, SimulationResult, TangentKernel
+
+if TYPE_CHECKING:
+    from tpcompile.symbolic import Symbolic
 
 UNROLLED = 24
 """Longer training runs are compiled from their first steps where these repeat."""
@@ -77,8 +80,8 @@ class Compiled:
     ) -> LimitResult:
         """The limit of everything that was asked for.
 
-        ``evaluator`` "auto" takes the exact one where it applies (linear networks) and the particles else; the result
-        says which and why. "exact" and "particles" force one. All arguments but ``output_init`` and ``dot`` concern the
+        ``evaluator`` "auto" takes the exact one where it applies (linear networks, small ones of polynomials) and the
+        particles else; the result says which and why. "exact" and "particles" force one. All arguments but ``output_init`` and ``dot`` concern the
         particles: ``particles`` (a power of two is best) stand for the coordinates of each width axis, ``replicas`` are
         independent scramblings that give the standard errors, ``ensemble`` is the number of draws of the random
         output at initialisation (default: twice its rank, at most 256; exact mean and covariance at that number),
@@ -128,6 +131,20 @@ class Compiled:
             activations=self.activations,
             **options,
         )
+
+    def symbolic(
+        self, symbols: Sequence[str] = ("eta", "gram", "targets"), output_init: str | None = None
+    ) -> Symbolic:
+        """The limit as formulas: sympy expressions in a factor eta of all learning rates, the Gram matrix and targets.
+
+        For networks whose pointwise functions are polynomials, with a loss such as mean squared error; small cases,
+        since formulas grow quickly with steps, depth and inputs. ``symbols`` says what is a symbol; the rest keeps its
+        numbers, which must be rationals or roots of rationals. See :class:`tpcompile.symbolic.Symbolic`.
+        Raises EvaluationError where there is no formula.
+        """
+        from tpcompile.symbolic import symbolic
+
+        return symbolic(self, symbols, output_init)
 
     def check(self, widths: Sequence[int] = (256, 512, 1024), **options: Any) -> Any:
         """Distance between the limit and the finite network with its fitted rate; see :func:`tpcompile.check.check`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tpcompile.errors import UsageError
+from tpcompile.evaluate.exact.cost import LARGEST, SMALL, pairs
 from tpcompile.evaluate.exact.degrees import Degrees, degrees
 from tpcompile.ir import Node, Program
 
@@ -34,17 +35,29 @@ def choose(
     if asked == "particles":
         return Choice("particles", "asked for")
     found = degrees(program, zero)
-    against = _against(program, found, covariances, sampled)
+    linear = found.linear is None
+    against = _against_linear(program, found, covariances, sampled) if linear else _against_polynomial(program, found)
+    if against is None and not linear:
+        size = pairs(program, found)
+        if size > (LARGEST if asked == "exact" else SMALL):
+            against = f"its polynomials have up to {size:.0e} pairs of monomials"
     if against is None:
-        return Choice("exact", "every vector is linear in its Gaussian generators: no sampling", found)
+        kind = "linear" if linear else "a polynomial"
+        return Choice("exact", f"every vector is {kind} in its Gaussian generators: no sampling", found)
     if asked == "exact":
         raise UsageError(f"evaluator 'exact' does not apply: {against}", advice="use 'auto' or 'particles'")
     return Choice("particles", f"exact evaluation does not apply: {against}")
 
 
-def _against(program: Program, found: Degrees, covariances: tuple[str, ...], sampled: bool) -> str | None:
-    if found.linear is not None:
-        return f"{found.linear} is not linear"
+def _against_polynomial(program: Program, found: Degrees) -> str | None:
+    if found.polynomial is not None:
+        return f"{found.polynomial} is not polynomial"
+    if any(found.scalars.values()):
+        return f"{found.linear} is not linear, and outputs at initialisation are random"
+    return None
+
+
+def _against_linear(program: Program, found: Degrees, covariances: tuple[str, ...], sampled: bool) -> str | None:
     limits = {name: out.limit for name, out in program.outputs.items()}
     random = {name: found.scalars[node] for name, node in limits.items() if node is not None}
     if sampled and any(random.values()):

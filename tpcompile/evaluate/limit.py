@@ -12,6 +12,7 @@ from torch import Tensor
 from tpcompile.analysis.parity import Parity
 from tpcompile.evaluate.choice import choose
 from tpcompile.evaluate.ensemble import DEFAULT_MOST, members, zeroed
+from tpcompile.evaluate.exact.formal import as_tensor, evaluate_formally
 from tpcompile.evaluate.exact.linear import LinearRun
 from tpcompile.evaluate.memory import choose_storage
 from tpcompile.evaluate.particles import Run
@@ -68,6 +69,11 @@ def estimate(
     choice = choose(program, settings.evaluator, covariances, zero, sampled=settings.ensemble is not None)
     if choice.degrees is None:
         return _particles(program, settings, covariances, tick, zero, choice.why)
+    if choice.degrees.linear is not None:
+        found = {
+            n: as_tensor(x) for n, x in evaluate_formally(program, number=float, zero=zero, dot=settings.dot).items()
+        }
+        return Estimate(found, {n: torch.zeros_like(x) for n, x in found.items()}, {}, {}, "exact", choice.why)
     plan = Plan.of(program)
     total = len(program.nodes)
     progress = (lambda i: None) if tick is None else (lambda i: tick(i, total))

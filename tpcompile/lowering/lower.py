@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -189,8 +190,10 @@ def interpret(context: Context, capture: Capture, node: GraphNode, values: Mappi
         return parameter(context, str(node.target), capture.laws[str(node.target)], axes)
     if node.kind != "call":
         tensor = capture.data[node.name if node.name in capture.data else str(node.target)]  # buffers go by node
-        if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
-            return context.algebra.number(float(tensor.flatten()[0]), axes=axes)  # zeros must count as exactly zero
+        first = float(tensor.flatten()[0]) if tensor.is_floating_point() and tensor.numel() else math.nan
+        chance = tensor.numel() == 1 and first != 0 and str(node.target) in ("inputs", "targets", "test_inputs")
+        if bool((tensor == first).all()) and not chance:  # a single number of the user's data stays data
+            return context.algebra.number(first, axes=axes)  # zeros must count as exactly zero
         constant = context.algebra.builder.constant(tensor, str(node.target))
         return Value(axes, ((Fraction(0), context.algebra.nodes.view(constant, flat(axes))),))
     args = [_resolve(x, values) for x in node.args]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import reduce
 from itertools import product
 from typing import Any
 
@@ -56,18 +57,20 @@ def evaluate_formally(
     *,
     variances: Mapping[str, Number] | None = None,
     data: Mapping[str, Array] | None = None,
-    number: Callable[[float], Number] = recognised,
+    constants: Mapping[Node, Sequence[Number]] | None = None,
+    number: Callable[[float | Fraction], Number] = recognised,
     zero: frozenset[Node] = frozenset(),
     dot: bool = True,
 ) -> dict[str, Array]:
     """The limits of all outputs, as object arrays.
 
     ``variances`` of initial values by name replace the squares of the floats in their laws, ``data`` the tensors of the
-    program. ``number`` turns a float of the program into a number; ``zero`` are random scalars taken to be zero;
+    program, ``constants`` its numbers (those of sums and constants, by node). ``number`` turns any other float or
+    fraction of the program into a number; ``zero`` are random scalars taken to be zero;
     ``dot=False`` drops the response terms, which is wrong, and shows what they contribute.
     Raises EvaluationError for what is not polynomial (functions of Gaussian vectors excepted).
     """
-    run = _Run(program, variances or {}, data or {}, number, zero, dot)
+    run = _Run(program, variances or {}, data or {}, constants or {}, number, zero, dot)
     for node in program.nodes:
         if node.kind != "matrix":
             try:
@@ -89,13 +92,15 @@ class _Run:
         program: Program,
         variances: Mapping[str, Number],
         data: Mapping[str, Array],
-        number: Callable[[float], Number],
+        constants: Mapping[Node, Sequence[Number]],
+        number: Callable[[float | Fraction], Number],
         zero: frozenset[Node],
         dot: bool,
     ) -> None:
         self.program = program
         self.variances = variances
         self.data = data
+        self.constants = constants
         self.number = number
         self.zero = zero
         self.dot = dot
@@ -110,7 +115,7 @@ class _Run:
             case Data(name=name):
                 return self.data[name] if name in self.data else self._data(name)
             case Const(value=value):
-                return _array([self.number(value)], ())
+                return _array(self.constants.get(node) or [self.number(value)], ())
             case Init():
                 return self._initial(node, op)
             case MatMul(transpose=transpose):
@@ -118,15 +123,10 @@ class _Run:
             case Map():
                 return _each(lambda v: self._map(op, v), x[0])
             case Sum(coefficients=cs):
-                total: Any = 0
-                for c, v in zip(cs, x, strict=True):
-                    total = total + v * self.number(c)
-                return np.asarray(total, dtype=object)
+                numbers = self.constants.get(node) or [self.number(c) for c in cs]
+                return reduce(_add, [_whole(v * c) for c, v in zip(numbers, x, strict=True)])
             case Mul():
-                out = x[0]
-                for factor in x[1:]:
-                    out = out * factor
-                return np.asarray(out, dtype=object)
+                return reduce(_multiply, x)
             case Gaussian():
                 if node in self.zero:
                     return np.zeros(tuple(_size(d) for d in node.dims), dtype=object)
@@ -167,7 +167,7 @@ class _Run:
                 a, b = self.number(low), self.number(high)
 
                 def uniform(k: int) -> Number:
-                    return sum((a**i * b ** (k - i) for i in range(k + 1)), 0 * a) * self.number(1 / (k + 1))
+                    return sum((a**i * b ** (k - i) for i in range(k + 1)), 0 * a) * self.number(Fraction(1, k + 1))
 
                 return self.wick.fresh(Initial(moment=uniform))
             case TruncatedNormal(std=std, low=low, high=high, mean=mean):
@@ -184,7 +184,7 @@ class _Run:
         assert isinstance(matrix.op.law, Normal)
         variance = self.variances.get(matrix.op.name, self.number(matrix.op.law.std**2))
         (ratio,) = (Fraction(d.ratio) for d in operand.dims if isinstance(d, Width))
-        factor = variance * self._rational(ratio)
+        factor = variance * self.number(ratio)
         family = sum(isinstance(d, int) for d in matrix.dims)
         out = np.empty(x.shape, dtype=object)
         for place in np.ndindex(x.shape):
@@ -208,14 +208,11 @@ class _Run:
         if found is not None:
             total: Any = 0
             for c in reversed(found):
-                total = total * x + self._rational(c)
+                total = total * x + self.number(c)
             return total
         if isinstance(x, Polynomial):
             return self.wick.atom(op.fn, op.order, op.params, x)
-        return float(nonlin.evaluate(op.fn, _tensor(_array([x], ())), op.order, **dict(op.params)))
-
-    def _rational(self, x: Fraction) -> Number:
-        return x if self.number is recognised else self.number(float(x))
+        return float(nonlin.evaluate(op.fn, as_tensor(_array([x], ())), op.order, **dict(op.params)))
 
     def _contract(self, node: Node, spec: str, x: Sequence[Array]) -> Array:
         inputs, out = split_spec(spec)
@@ -260,7 +257,7 @@ class _Run:
             if found is not None:
                 return np.asarray(found, dtype=object).reshape(op.shape)
         try:
-            value = execute(op, [_tensor(v) for v in x], op.shape, lambda _: 1, torch.float64)
+            value = execute(op, [as_tensor(v) for v in x], op.shape, lambda _: 1, torch.float64)
         except TypeError as error:
             raise EvaluationError(f"{op.target} is no polynomial of the symbols") from error
         return _array(value.double().flatten().tolist(), tuple(value.shape))
@@ -270,18 +267,18 @@ def _mse(run: _Run, x: Array, y: Array, reduction: int = 1) -> Array | None:
     square = (x - y) * (x - y)
     if reduction == 0:
         return square
-    return square.sum() * (run._rational(Fraction(1, square.size)) if reduction == 1 else 1)
+    return square.sum() * (run.number(Fraction(1, square.size)) if reduction == 1 else 1)
 
 
 def _mse_backward(run: _Run, grad: Array, x: Array, y: Array, reduction: int) -> Array:
     scale = Fraction(2, x.size) if reduction == 1 else Fraction(2)
-    return (x - y) * grad * run._rational(scale)
+    return (x - y) * grad * run.number(scale)
 
 
 def _mean(run: _Run, x: Array, dims: Sequence[int] | None = None, keep: bool = False) -> Array:
     axes = tuple(range(x.ndim)) if not dims else tuple(dims)
     count = math.prod(x.shape[a] for a in axes)
-    return x.sum(axis=axes, keepdims=keep) * run._rational(Fraction(1, count))
+    return x.sum(axis=axes, keepdims=keep) * run.number(Fraction(1, count))
 
 
 def _sum(run: _Run, x: Array, dims: Sequence[int] | None = None, keep: bool = False) -> Array:
@@ -329,6 +326,23 @@ def _moved(op: Any, x: Sequence[Array], node: Node) -> Array:
     raise EvaluationError(f"the instruction '{op.mnemonic}' has no exact evaluation over polynomials")
 
 
+def _whole(x: Any) -> Array:
+    """An object array; of arrays without axes, operations give their entry."""
+    if isinstance(x, np.ndarray):
+        return x
+    out = np.empty((), dtype=object)
+    out[()] = x
+    return out
+
+
+def _add(x: Array, y: Array) -> Array:
+    return _whole(x + y)
+
+
+def _multiply(x: Array, y: Array) -> Array:
+    return _whole(x * y)
+
+
 def _size(d: Any) -> int:
     return 1 if isinstance(d, Width) else d
 
@@ -343,5 +357,6 @@ def _each(fn: Callable[[Any], Any], x: Array) -> Array:
     return _array([fn(v) for v in x.ravel()], x.shape)
 
 
-def _tensor(x: Array) -> torch.Tensor:
+def as_tensor(x: Array) -> torch.Tensor:
+    """An array of numbers as float64; TypeError for symbols."""
     return torch.tensor([float(v) for v in x.ravel()], dtype=torch.float64).reshape(x.shape)

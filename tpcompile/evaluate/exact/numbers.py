@@ -81,9 +81,9 @@ def _number(parts: dict[int, Fraction]) -> Number:
 
 
 @cache
-def recognised(value: float, eps: float = 2.0**-52) -> Number:
+def recognised(value: float | Fraction, eps: float = 2.0**-52) -> Number:
     """The rational or root of a rational that a float is, to rounding in units of ``eps``; else the float itself."""
-    if not math.isfinite(value):
+    if isinstance(value, Fraction) or not math.isfinite(value):
         return value
     found = Fraction(value).limit_denominator(DENOMINATOR)
     if abs(float(found) - value) <= 4 * eps * abs(value):
