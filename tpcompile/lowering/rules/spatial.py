@@ -61,13 +61,20 @@ def on_volumes(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
 @rule("aten.constant_pad_nd.default")
 def constant_pad(ctx: Context, x: Any, pad: Any, value: Any = 0) -> Any:
     """``constant_pad_nd(self, pad, value=0)``; negative lengths cut"""
-    rank = len(pad) // 2
-    out = _mapped(ctx, x, (pad,), {}, rank)
+    if not isinstance(x, MatrixValue) and not has_width(ctx.value(x).axes):
+        return ctx.finite("aten.constant_pad_nd.default", [x, pad, value], {}, None, ctx.current.shape)
+    x = moved(ctx, x)
+    inside = torch.ones((1,) * len(x.axes), dtype=torch.float64)
+    for i, ends in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        dim = len(x.axes) - 1 - i
+        if any(ends):  # an axis that grows may stand between those that are padded
+            size = length_of(ctx, x.axes, dim)
+            index = torch.constant_pad_nd(torch.arange(size), ends, -1)
+            x = take(ctx, x, dim, dim + 1, constant_index(ctx, index))
+            inside = inside * (index >= 0).double().reshape([-1 if d == dim else 1 for d in range(len(x.axes))])
     if not value:
-        return out
-    inside = torch.ones([length(a) for a in x.axes[len(x.axes) - rank :]], dtype=torch.float64)
-    frame = value * (1 - torch.constant_pad_nd(inside, list(pad)))
-    return ctx.add(out, ctx.constant(ctx.algebra.builder.constant(frame, "frame")))
+        return x
+    return ctx.add(x, ctx.constant(ctx.algebra.builder.constant(value * (1 - inside), "frame")))
 
 
 @rule("aten.flip.default")
