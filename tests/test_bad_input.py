@@ -279,3 +279,14 @@ def test_tap_checks_its_arguments() -> None:
     with pytest.raises(UsageError, match="name"):
         tap(X, "")
     assert tap(X, "a") is X
+
+
+def test_an_undefined_branch_of_where_is_named() -> None:
+    def make(n: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = factory_of(lambda m, x: m.out(torch.where((h := m.fc(x)) > 0, h.log(), 0.0)) / m.n)(n)
+        for p in model.parameters():
+            nn.init.normal_(p)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1 * n)
+
+    with pytest.raises(TpcompileError, match=r"where\(\) does not take"):
+        tp.compile(make, X, Y, F.mse_loss, steps=1).evaluate(particles=256, replicas=1)

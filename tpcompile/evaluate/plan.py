@@ -130,7 +130,8 @@ def limits(plan: Plan, values: Mapping[Node, Tensor], dtype: torch.dtype) -> dic
         if not bool(torch.isfinite(value).all()):
             raise EvaluationError(
                 f"'{name}' is not finite in the limit",
-                advice="the training diverges or divides by zero there; lower the learning rate or the number of steps",
+                advice="the training diverges there (lower the learning rate or the number of steps), or a function is "
+                "infinite or undefined, be it in the branch that a where() does not take: clamp its argument",
             )
         out[name] = value.reshape(shape).clone()
     return out
