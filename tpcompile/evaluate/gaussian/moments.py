@@ -151,8 +151,11 @@ class Moments:
             return product((self._scalars(fixed),), self.moment(rest))
         if not factors:
             return (Term(1.0),)
+        moving = any(is_linear_move(f.node.op) for f in factors)
         for i, f in enumerate(factors):
             others = factors[:i] + factors[i + 1 :]
+            if moving and isinstance(f.node.op, Contract | Mul) and self._still(f.node):
+                continue  # what the others move is then one array, without the axes that f sums
             if len(factors) > 2 and self.whole(f):
                 continue  # as a variable: its blocks need not be told apart among other factors
             alternatives = self._split(f)
@@ -176,6 +179,13 @@ class Moments:
             if is_linear_move(f.node.op):
                 return axes.moved(self, f, factors)
         return groups.independent(self, factors)
+
+    def _still(self, node: Node) -> bool:
+        """True if nothing is moved in what a value splits into."""
+        if is_linear_move(node.op):
+            return False
+        inner = isinstance(node.op, Contract | Mul | Sum | Expand | Permute)
+        return not inner or all(self._still(x) for x in node.operands if x in self.structure.random)
 
     def whole(self, f: Factor) -> bool:
         """True for a Gaussian value made of parts of a split width."""
