@@ -51,6 +51,13 @@ def test_snippets_of_the_parametrizations_page_run_in_order() -> None:
         exec(compile(snippet, "parametrizations.md", "exec"), names)
 
 
+def test_snippets_of_the_random_matrices_page_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for snippet in blocks((ROOT / "docs" / "random-matrices.md").read_text(encoding="utf-8"), "python"):
+        exec(compile(snippet, "random-matrices.md", "exec"), names)
+    assert "W Wᵀ W Wᵀ" in capsys.readouterr().out
+
+
 def test_set_up_is_two_commands() -> None:
     install, tests = (b.strip() for b in blocks(README, "sh")[:2])
     assert install.startswith("python -m pip install '.[plot,digits]' && tpcompile compile examples/")

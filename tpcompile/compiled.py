@@ -81,15 +81,16 @@ class Compiled:
         """The limit of everything that was asked for.
 
         ``evaluator`` "auto" takes the exact one where it applies (linear networks, small ones of polynomials) and the
-        particles else; the result says which and why. "exact" and "particles" force one. All arguments but ``output_init`` and ``dot`` concern the
-        particles: ``particles`` (a power of two is best) stand for the coordinates of each width axis, ``replicas`` are
-        independent scramblings that give the standard errors, ``ensemble`` is the number of draws of the random
-        output at initialisation (default: twice its rank, at most 256; exact mean and covariance at that number),
-        ``output_init="zero"`` conditions on a zero output instead. ``extrapolate`` removes the bias of order
-        1/particles, at about twice the noise. ``dot=False`` drops the response terms of the Master Theorem, which is
-        wrong, and shows what they contribute. ``memory`` bounds the memory of the evaluation (bytes, or "4GB";
-        default: what the machine has): where it does not suffice, the bases of the initial matrices and the histories
-        of updates are kept on disk, with the same result; where that is not enough it fails at once, not later.
+        particles else; the result says which and why. "exact" and "particles" force one. All arguments but
+        ``output_init`` and ``dot`` concern the particles: ``particles`` (a power of two is best) stand for the
+        coordinates of each width axis, ``replicas`` are independent scramblings that give the standard errors,
+        ``ensemble`` is the number of draws of the random output at initialisation (default: twice its rank, at most
+        256; exact mean and covariance at that number), ``output_init="zero"`` conditions on a zero output instead.
+        ``extrapolate`` removes the bias of order 1/particles, at about twice the noise. ``dot=False`` drops the
+        response terms of the Master Theorem, which is wrong, and shows what they contribute. ``memory`` bounds the
+        memory of the evaluation (bytes, or "4GB"; default: what the machine has): where it does not suffice, the bases
+        of the initial matrices and the histories of updates are kept on disk, with the same result; where that is not
+        enough it fails at once, not later.
         Raises UsageError for bad arguments or an evaluator that does not apply, EvaluationError where a value is not
         finite or particles are too few.
         """
