@@ -252,3 +252,40 @@ def test_advice_goes_through_a_schedule():
     report = tp.verify(make, X, Y, F.mse_loss, steps=3)
     assert report.advised == "maximal update"
     assert "`hidden.1.weight`: learning rate should scale as n^-1, it scales as n^0" in report.advice
+
+
+class Attention(nn.Module):
+    """One head; with its default scale of 1/sqrt(d), or another."""
+
+    def __init__(self, n, scale=None):
+        super().__init__()
+        self.embed, self.scale = nn.Linear(4, n, bias=False), scale
+        self.query, self.key, self.value = (nn.Linear(n, n, bias=False) for _ in range(3))
+        self.readout = nn.Linear(n, 1, bias=False)
+        for layer in (self.query, self.key, self.value):
+            nn.init.normal_(layer.weight, std=n**-0.5)
+        nn.init.normal_(self.readout.weight, std=1 / n)
+
+    def forward(self, x):
+        h = torch.tanh(self.embed(x))
+        mixed = F.scaled_dot_product_attention(self.query(h), self.key(h), self.value(h), scale=self.scale)
+        return self.readout(h + mixed).mean(1)
+
+
+@pytest.mark.parametrize("scale", ["1/sqrt(d)", "1/d"])
+def test_attention_with_its_default_scale(scale):
+    def make(n):
+        model = Attention(n, None if scale == "1/sqrt(d)" else 1 / n)
+        rates = [0.1, 0.1 / n, 0.1 / n, 0.1 / n, 0.1 / n]
+        groups = [{"params": [p], "lr": lr} for p, lr in zip(model.parameters(), rates, strict=True)]
+        return model, torch.optim.Adam(groups, eps=0.0)
+
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    report = tp.verify(make, x, torch.ones(2, 1), F.mse_loss, steps=2, advice=False)
+    if scale == "1/d":
+        assert report.verdict == "maximal update"
+        assert "aligned" not in said(report)
+    else:
+        assert report.verdict in ("unstable", "undecided")
+        assert "is n^0 at initialisation and n^1/2 at step 1, when training has aligned them" in said(report)
+        assert "(attention: 1/d for 1/sqrt(d))" in said(report)

@@ -31,6 +31,7 @@ _ADDED: dict[str, dict[int, tuple[int, ...]]] = {
 
 
 _SCALED = frozenset(("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar"))
+_PRODUCTS = frozenset(f"aten.{name}.default" for name in ("mm", "bmm", "mv", "dot"))
 _SUMS = frozenset(("aten.add.Tensor", "aten.sub.Tensor"))
 _VIEWS = frozenset(
     f"aten.{name}.default" for name in ("view", "_unsafe_view", "reshape", "permute", "squeeze", "unsqueeze", "clone")
@@ -67,6 +68,7 @@ def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
     way: dict[str, tuple[GraphNode, ...]] = {start: ()}
     data = {node.name for node in capture.nodes if node.kind == "data"}
     found = []
+    factors = {name for node in products(capture, step) for name in references(node.args)}
     for node in capture.nodes:
         if node.kind != "call" or node.origin.phase != "forward" or node.origin.step != step:
             continue
@@ -76,9 +78,28 @@ def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
         for operand in sorted(operands & way.keys()):
             if operands & data:
                 beside = tuple(sorted((operands & data) - _added(node, operand)))
-                found.append(Use(node, operand, way[operand], _behind(capture, node), beside))
+                found.append(Use(node, operand, way[operand], _behind(capture, node, factors), beside))
             else:
                 way[node.name] = (*way[operand], node)
+    return found
+
+
+def products(capture: Capture, step: int) -> list[GraphNode]:
+    """Products of two values that depend on the data, summed over a growing axis, in the forward pass of a step."""
+    data = {node.name for node in capture.nodes if node.kind == "data"}
+    shapes = {node.name: node.shape for node in capture.nodes}
+    found = []
+    for node in capture.nodes:
+        if node.kind != "call" or (node.origin.phase, node.origin.step) != ("forward", step):
+            continue
+        operands = [*references(node.args)]
+        if not data.intersection(operands):
+            continue
+        data.add(node.name)
+        if str(node.target) in _PRODUCTS and data.issuperset(operands):
+            shape = shapes[operands[0]]
+            if shape and shape[-1].power:
+                found.append(node)
     return found
 
 
@@ -89,8 +110,11 @@ def _added(node: GraphNode, operand: str) -> set[str]:
     return {name for i in positions if i < len(node.args) for name in references(node.args[i])}
 
 
-def _behind(capture: Capture, node: GraphNode) -> tuple[GraphNode, ...]:
-    """What is linear behind an operation, up to the first other one or one that is read twice: its layer's output."""
+def _behind(capture: Capture, node: GraphNode, factors: set[str]) -> tuple[GraphNode, ...]:
+    """What is linear behind an operation, up to the first other one or one that is read twice: its layer's output.
+
+    Numbers in front of a factor of a product of two activations, as of a query, belong to the product.
+    """
     origin = node.origin
     readers: dict[str, list[GraphNode]] = {}
     for other in capture.nodes:
@@ -101,6 +125,9 @@ def _behind(capture: Capture, node: GraphNode) -> tuple[GraphNode, ...]:
     while len(following := readers.get(node.name, [])) == 1 and _is_linear(following[0], node.name):
         node = following[0]
         chain.append(node)
+    if chain and chain[-1].name in factors:
+        scaled = (i for i, link in enumerate(chain) if str(link.target) in _SCALED)
+        return tuple(chain[: next(scaled, len(chain))])
     return tuple(chain)
 
 

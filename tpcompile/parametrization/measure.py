@@ -20,6 +20,7 @@ from tpcompile.parametrization.effects import (
     factor_behind,
     first_result,
     parameter_node,
+    products,
     share,
     uses,
     zero_like,
@@ -48,7 +49,8 @@ class Sizes:
     Quantities: "value" and "change" (since initialisation) of activations, "outputs" and "loss"; "gradient" of
     activations and parameters; of parameters "update" (of one step), "effect" (of all updates so far on the output of
     the operation that uses it), "start" (what its initial values add to that output), "input" (what they are
-    multiplied with) and "propagated" (what the changes of that input make of the output through the initial values).
+    multiplied with), "product" of the i-th product of two activations, and "propagated" (what the changes of
+    that input make of the output through the initial values).
     """
 
     found: Mapping[Key, Size]
@@ -62,6 +64,10 @@ class Sizes:
 
     def __getitem__(self, key: Key) -> Size:
         return self.found.get(key, ZERO)
+
+    def own(self, quantity: str, name: str, step: int) -> Size:
+        """The size of an activation itself."""
+        return self[quantity, name, step]
 
     def used(self, quantity: str, name: str, step: int) -> Size:
         """The size of an activation behind the multipliers that follow it: as the next operation has it."""
@@ -160,6 +166,11 @@ def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], froze
         elif quantity == "parameter" and int(step):
             before = lowered.values[f"parameter/{name}/{int(step) - 1}"]
             note("update", name, int(step), difference(lowered, value, before), ref)
+    for step in range(capture.steps + 1):
+        for i, node in enumerate(products(capture, step)):
+            value = first_result(lowered.nodes[node.name])
+            if value is not None:
+                found["product", str(i), step] = size_of(value)
     for name in parameter_names(capture):
         for quantity, step, use, size, small in _effects(capture, lowered, name):
             key = quantity, name, step

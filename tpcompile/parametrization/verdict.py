@@ -42,7 +42,7 @@ def verdict(
     if not any(s.exponent == 0 for s in outputs):
         return Verdict("undecided", True, f"whether the outputs change: {_reason(outputs)}")
     hidden = [a for a in activations if a not in sizes.finite]
-    moved = [sizes.used("change", a, t) for a in hidden for t in range(1, steps + 1)]
+    moved = [size("change", a, t) for size in (sizes.used, sizes.own) for a in hidden for t in range(1, steps + 1)]
     if any(s.exponent == 0 for s in moved):
         trained = [p for p in parameters.values() if p.lr_exponent is not None]
         full = all(p.maximal and _starts_maximal(p) for p in trained)
@@ -79,7 +79,9 @@ def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tu
             elif size.exponent is not None and size.exponent > 0:
                 return (f"{what} {when} grows like n^{size.exponent}", None) if not undecided else (None, undecided)
             grown = name not in sizes.finite and name != "outputs"
+            own = sizes[quantity, name, step].exponent
             small = not step and size.exponent is not None and -math.inf < size.exponent < 0
+            small = small and own is not None and own < 0  # else a factor of a product, such as a scaled query
             grows_up = any(sizes.used("change", name, t).exponent == 0 for t in range(1, steps + 1))
             transient = transient or (small and not grown and grows_up)
             if small and grown and not (transient and grows_up):
