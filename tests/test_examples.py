@@ -7,7 +7,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+import tpcompile as tp
 from tpcompile.results import SimulationResult
 from tpcompile.simulate import simulate
 
@@ -54,6 +57,26 @@ def test_features_stand_still_in_the_kernel_regime():
     small, large = last_change(train("ntk_mlp_digits", 64)), last_change(train("ntk_mlp_digits", 512))
     assert large < 0.1
     assert large / small == pytest.approx(8**-0.5, rel=0.5)
+
+
+def test_kernels_classify_digits_in_both_precisions():
+    m = load("kernel_digits")
+    kernel = tp.kernel(m.make, m.inputs[0])
+    means = {}
+    for dtype in (torch.float64, torch.float32):
+        process = kernel.gp(m.inputs, m.targets, noise=1e-3, dtype=dtype)
+        flow = kernel.gradient_flow(m.inputs, m.targets, output_init="zero", dtype=dtype)
+        entropy = kernel.gradient_flow(
+            m.inputs, m.classes, loss=F.cross_entropy, output_init="zero", outputs=(m.CLASSES,), dtype=dtype
+        )
+        means[dtype] = [
+            process.predict(m.test_inputs, covariance=None).mean,
+            flow.predict(m.test_inputs, covariance=None).mean,
+            entropy.predict(m.test_inputs, t=m.TIME, covariance=None).mean,
+        ]
+    for double, single in zip(*means.values(), strict=True):
+        assert m.accuracy(double) > 0.9
+        assert float((double - single).abs().max()) < 1e-2 * float(double.abs().max())
 
 
 def test_examples_do_not_need_tpcompile():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from tpcompile.kernels.uses import Uses
 from tpcompile.laws import Law
 
 BLOCK_BYTES = 2**21  # of one array over a block: a few of them fit a core's cache
+RECURSION = 20_000
 Tick = Callable[[int, int], None]
 
 
@@ -44,7 +46,8 @@ class Kernel(Uses):
 
     def _plan(self, tangent: bool) -> Plan:
         if tangent not in self._plans:
-            self._plans[tangent] = self._build(tangent)
+            with _deep():
+                self._plans[tangent] = self._build(tangent)
         return self._plans[tangent]
 
     # facts ---------------------------------------------------------------------------------
@@ -73,7 +76,12 @@ class Kernel(Uses):
 
     @property
     def forms(self) -> list[tuple[str, float | None]]:
-        """How each expectation is computed, in words, and its stated error (None where closed)."""
+        """How each expectation is computed, in words, and its stated error.
+
+        None where it is closed; where it is drawn (``errors=True`` gives the standard error of the kernel); and for a
+        quadrature over several variables before its first evaluation, which finds the absolute error (the largest so
+        far is kept).
+        """
         return list(self._plan(True in self._plans).moments.forms)
 
     def program_of(self, get: str) -> Any:
@@ -145,7 +153,8 @@ class Kernel(Uses):
         for replica in range(times):
             job = _Job(plan, pairs, precision, dict(variances or {}), samples, seed * 1000 + replica)
             tick = None if progress is None else lambda i, n, r=replica: progress(r * n + i, times * n)
-            estimates.append(job.diagonal(x1, block) if diagonal else job.matrix(x1, x2, block, tick))
+            with _deep():
+                estimates.append(job.diagonal(x1, block) if diagonal else job.matrix(x1, x2, block, tick))
         if times == 1:
             means = estimates[0]  # not stacked: that would copy a matrix that may fill half of the memory
         else:
@@ -239,7 +248,7 @@ class _Job:
         full = [self._full(v, p, len(x1), len(x2)) for v, p in zip(values, self.pairs, strict=True)]
         if not own or self.plan.moments.sampled:
             return full
-        return [_with_diagonal(k, d) for k, d in zip(full, self._own(x1), strict=True)]
+        return [_with_diagonal(_symmetric(k), d) for k, d in zip(full, self._own(x1), strict=True)]
 
     def _full(self, value: Tensor | None, pairs: Pairs, n1: int, n2: int) -> Tensor:
         shape = (n1, n2, *pairs.positions, *pairs.positions)
@@ -290,6 +299,13 @@ def _transposed(value: Tensor) -> Tensor:
     return value.permute(1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
 
 
+def _symmetric(value: Tensor) -> Tensor:
+    """A block of pairs of inputs with themselves, with both triangles rounded alike."""
+    if value.shape[0] != value.shape[1] or value.stride(0) == 0 or value.stride(1) == 0:
+        return value
+    return (value + _transposed(value)) * 0.5
+
+
 def _with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
     """A symmetric block with the diagonal computed as the diagonal."""
     at = torch.arange(len(matrix))
@@ -299,6 +315,17 @@ def _with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
     matrix = matrix.clone() if matrix.stride(0) == 0 or matrix.stride(1) == 0 else matrix
     matrix[at, at] = diagonal
     return matrix
+
+
+@contextmanager
+def _deep() -> Iterator[None]:
+    """Room for recursion over the layers of deep networks: about thirty frames a layer."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, RECURSION))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def trained(
     outputs ``f`` of covariance ``k``. ``k_ss`` is ``(M, M)`` and the covariance ``(T, M, M)``, or the diagonals
     ``(M,)`` and ``(T, M)``.
     """
-    gain = modes.gain(t)
+    gain = modes.gain(t).to(theta_st.dtype)
     across = theta_st @ modes.vectors
     mean = (across * gain[:, None]) @ (modes.vectors.T @ y)
     if k_tt is None or k_st is None or k_ss is None:

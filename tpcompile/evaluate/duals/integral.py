@@ -48,7 +48,7 @@ def integral(
     for rule in rules:
         better, size = _apply(fn, factor, centre, rule, kinks)
         if value is not None:
-            change = (better - value).abs()
+            change = (better - value).detach().abs()
             error = float(change.nan_to_num(nan=math.inf).max()) if change.numel() else 0.0
             if bool((change <= tolerance * size).all()):
                 return better.reshape(batch).to(cov.dtype), error
@@ -65,22 +65,23 @@ def integral(
 def _cholesky(cov: Tensor) -> Tensor:
     """Lower factor of each covariance; a pivot that is zero to rounding has a zero column."""
     k = cov.shape[-1]
-    out = torch.zeros_like(cov)
+    zero = torch.zeros_like(cov[:, 0, 0])
+    rows: list[list[Tensor]] = [[] for _ in range(k)]  # no entry is overwritten: autograd goes through them
     for j in range(k):
-        pivot = cov[:, j, j] - out[:, j, :j].square().sum(-1)
+        pivot = cov[:, j, j] - sum((x.square() for x in rows[j]), zero)
         kept = pivot > 4 * torch.finfo(cov.dtype).eps * cov[:, j, j]
         root = torch.where(kept, pivot, 1.0).sqrt()
         for i in range(j, k):
-            rest = cov[:, i, j] - (out[:, i, :j] * out[:, j, :j]).sum(-1)
-            out[:, i, j] = torch.where(kept, rest / root, 0.0)
-    return out
+            rest = cov[:, i, j] - sum((x * y for x, y in zip(rows[i], rows[j], strict=False)), zero)
+            rows[i].append(torch.where(kept, rest / root, 0.0))
+    return torch.stack([torch.stack(row + [zero] * (k - len(row)), -1) for row in rows], -2)
 
 
 def _apply(
     fn: Callable[..., Tensor], factor: Tensor, mean: Tensor, rule: Rule | int, kinks: Sequence[Sequence[float]]
 ) -> tuple[Tensor, Tensor]:
     """``E fn`` and ``E |fn|`` of every batch entry."""
-    out, size = torch.zeros(2, len(factor), dtype=torch.float64)
+    out, size = (torch.zeros(len(factor), dtype=torch.float64) for _ in range(2))
     k = factor.shape[-1]
     a_axis = rule if isinstance(rule, int) else (len(bulk(rule)) + 2) * rule.nodes
     step = max(1, ELEMENTS // a_axis**k)
@@ -103,7 +104,7 @@ def _apply(
             values.append((given[..., None] + std[..., None] * nodes).expand(len(weight), -1, -1).flatten(1))
             normals.append(nodes.expand(len(weight), -1, -1).flatten(1))
         product = weight * fn(*values)
-        out[rows], size[rows] = product.sum(1), product.abs().sum(1)
+        out[rows], size[rows] = product.sum(1), product.detach().abs().sum(1)
     return out, size
 
 

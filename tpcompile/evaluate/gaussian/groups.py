@@ -104,7 +104,11 @@ def _correlated(m: Moments, v: Factor, w: Factor) -> bool:
         return bool(m.covariance(v, w))
     if not (m.structure.gaussian(v.node) and m.structure.gaussian(w.node)):
         return True
-    return not m.parity.vanishes(v.node, w.node)
+    if m.parity.vanishes(v.node, w.node):
+        return False
+    # parities are joined beyond a number of summands (deep networks): then the covariance itself decides
+    out = tuple(dict.fromkeys((*v.named(), *w.named())))
+    return m.array([v, w], out, centre=any(m.array([x], x.named()) is not None for x in (v, w))) is not None
 
 
 def _group(m: Moments, group: Sequence[Factor]) -> Poly:
@@ -276,7 +280,7 @@ def _integral(m: Moments, group: Sequence[Factor], variables: Sequence[Factor], 
         rows.append(tuple(row))
     sizes = _sizes(m, [x for row in rows for x in row] + list(means), out)
     m.forms.append((f"quadrature over {len(variables)} variables", None))
-    return IntegralArray(sizes, integrand, tuple(rows), means)
+    return IntegralArray(sizes, integrand, tuple(rows), means, len(m.forms) - 1)
 
 
 def _reads_scalars(m: Moments, f: Factor, stop: set[Factor]) -> bool:

@@ -101,6 +101,11 @@ class Moments:
         self._moments: dict[object, tuple[Array | None, tuple[Label, ...]]] = {}
         self._slopes: dict[Node, Node] = {}
 
+    def found_error(self, form: int, error: float) -> None:
+        """Keep the largest error of an expectation whose error shows only when it is evaluated."""
+        name, known = self.forms[form]
+        self.forms[form] = (name, error if known is None else max(known, error))
+
     # labels and requests -------------------------------------------------------------------
 
     def label(self, size: int) -> Label:

@@ -183,7 +183,8 @@ class Run:
         def integrand(*values: Tensor) -> Tensor:
             return array.integrand(dict(zip(variables, values, strict=True)))
 
-        value, _ = duals.integral(integrand, cov, mean, kinks=array.integrand.kinks())
+        value, error = duals.integral(integrand, cov, mean, kinks=array.integrand.kinks())
+        self.moments.found_error(array.form, error)
         return value
 
     # finite axes ---------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class IntegralArray(Array):
     integrand: Any
     covariances: tuple[tuple[Array, ...], ...]
     means: tuple[Array | None, ...]
+    form: int  # its place in the list of forms, where its error is kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,106 @@
+"""Kernels at the edge of the numbers: coincident, opposite, zero, tiny and huge inputs, and deep networks."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kernel import relu_kernels, scaled_mlp
+from torch import Tensor
+
+import tpcompile as tp
+
+ACTS = {"relu": torch.relu, "erf": torch.erf, "abs": torch.abs}
+EPS = torch.finfo(torch.float64).eps
+
+
+@functools.cache
+def kernel(act: str, depth: int, bias: float) -> tp.Kernel:
+    return tp.kernel(scaled_mlp(ACTS[act], depth, b=bias), torch.zeros(3))
+
+
+@st.composite
+def edge_inputs(draw: st.DrawFn) -> Tensor:
+    """Directions, copies of them, opposites, zero, and the same at lengths from 1e-8 to 1e8."""
+    entries = st.floats(-2, 2, allow_subnormal=False).filter(lambda v: v == 0 or abs(v) > 1e-3)
+    base = torch.tensor(draw(st.lists(st.tuples(entries, entries, entries), min_size=2, max_size=3))).double()
+    scales = draw(st.lists(st.sampled_from([1e-8, 1.0, 1e8]), min_size=2, max_size=3))
+    scaled = [base[i % len(base)] * s for i, s in enumerate(scales)]
+    return torch.stack([*base, base[0], -base[0], torch.zeros(3).double(), *scaled])
+
+
+def correlations(matrix: Tensor) -> Tensor:
+    """A kernel with its rows and columns scaled to a diagonal of ones (zero rows stay)."""
+    root = matrix.diagonal().sqrt()
+    scale = torch.where(root > 0, 1 / root, 0.0)
+    return matrix * scale[:, None] * scale[None, :]
+
+
+@settings(max_examples=8, deadline=None)
+@given(edge_inputs(), st.sampled_from(list(ACTS)), st.sampled_from([0.0, 0.1]))
+def test_finite_symmetric_and_positive(x: Tensor, act: str, bias: float) -> None:
+    k = kernel(act, 2, bias)
+    for get, rounding in (("nngp", 64 * EPS), ("ntk", 64 * EPS**0.5)):
+        # the NTK of a kink has an arc-cosine in it: at correlation one its rounding is the root of its argument's
+        found = k(x, get=get)
+        assert torch.isfinite(found).all()
+        assert torch.equal(found, found.T)
+        assert torch.equal(found.diagonal(), k(x, get=get, diagonal=True))
+        scaled = correlations(found)
+        assert float(scaled.abs().max()) <= 1 + rounding
+        assert float(torch.linalg.eigvalsh(scaled).min()) >= -rounding * len(x)
+
+
+@settings(max_examples=5, deadline=None)
+@given(edge_inputs(), st.sampled_from(list(ACTS)))
+def test_derivatives_are_finite_at_coincident_inputs(x: Tensor, act: str) -> None:
+    k = kernel(act, 2, 0.1)
+    moved = x.clone().requires_grad_()
+    for get in ("nngp", "ntk"):
+        value = k(moved, get=get)
+        torch.testing.assert_close(value.detach(), k(x, get=get), rtol=1e-9, atol=1e-12)
+        (slope,) = torch.autograd.grad(value.sum(), moved)
+        assert torch.isfinite(slope).all()
+
+
+def test_derivatives_through_quadrature() -> None:
+    """Of a kernel without a closed form, against differences."""
+    x = torch.tensor([[0.3, -0.5, 0.8], [0.3, -0.5, 0.8], [-0.6, 0.1, 0.4]], dtype=torch.float64)
+    k = tp.kernel(scaled_mlp(torch.erf, 2), torch.zeros(3))
+    moved = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(k.ntk(moved)[0, 2], moved)
+    step = torch.zeros_like(x)
+    step[0, 1] = 1e-5
+    expected = (k.ntk(x + step)[0, 2] - k.ntk(x - step)[0, 2]) / 2e-5
+    assert float(slope[0, 1]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_hundred_layers() -> None:
+    r = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([r, r[:1], -r[:1]])
+    k = kernel("relu", 100, 0.1)
+    nngp = k.nngp(x)
+    torch.testing.assert_close(nngp, relu_kernels(x, 100, 2.0, 0.1)[0], rtol=1e-6, atol=0)
+    assert torch.equal(nngp, nngp.T)
+    moved = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(k.nngp(moved).sum(), moved)
+    assert torch.isfinite(slope).all()
+
+
+def test_the_tangent_kernel_of_twenty_layers() -> None:
+    """Deep enough that parities of the variation's summands are joined."""
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = relu_kernels(x, 20, 2.0, 0.1)[1]
+    torch.testing.assert_close(kernel("relu", 20, 0.1).ntk(x), expected, rtol=1e-5, atol=0)
+
+
+def test_the_error_of_a_quadrature_reaches_the_forms() -> None:
+    x = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    k = tp.kernel(scaled_mlp(lambda h: torch.tanh(h) / (1 + torch.exp(h))), torch.zeros(3))
+    k.nngp(x)
+    errors = [e for name, e in k.forms if name.startswith("quadrature") and e is not None]  # None: of the other copy
+    assert errors
+    assert max(errors) < 1e-9
