@@ -83,7 +83,7 @@ def test_a_hundred_layers() -> None:
     x = torch.cat([r, r[:1], -r[:1]])
     k = kernel("relu", 100, 0.1)
     nngp = k.nngp(x)
-    torch.testing.assert_close(nngp, relu_kernels(x, 100, 2.0, 0.1)[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(nngp, relu_kernels(x, 100, 2.0, 0.1)[0], rtol=1e-11, atol=0)
     assert torch.equal(nngp, nngp.T)
     moved = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(k.nngp(moved).sum(), moved)
@@ -94,7 +94,7 @@ def test_the_tangent_kernel_of_twenty_layers() -> None:
     """Deep enough that parities of the variation's summands are joined."""
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = relu_kernels(x, 20, 2.0, 0.1)[1]
-    torch.testing.assert_close(kernel("relu", 20, 0.1).ntk(x), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(kernel("relu", 20, 0.1).ntk(x), expected, rtol=1e-11, atol=0)
 
 
 def test_the_error_of_a_quadrature_reaches_the_forms() -> None:
