@@ -10,6 +10,7 @@ neither for certain, or is exactly zero. What is not known for certain never mak
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -29,6 +30,7 @@ from tpcompile.ir import (
     Mul,
     Node,
     Permute,
+    Scatter,
     Slice,
     SplitWidth,
     Sum,
@@ -81,7 +83,8 @@ class Support:
 
 
 def hopeless(nodes: Sequence[Node], parity: Parity) -> bool:
-    """True if some product of summands is plainly even: a square, or not odd and made without parts of an axis.
+    """True if the sign of some product of summands is plainly even or unknown: a square, or not odd and made without
+    parts of an axis, or of sums over pairs.
 
     Quick, and spares most sums over the width the walk of :func:`vanishes`.
     """
@@ -91,18 +94,42 @@ def hopeless(nodes: Sequence[Node], parity: Parity) -> bool:
     for choice in product(*lists):
         if parity.vanishes(*choice):
             continue
+        factors = [y for x in choice for y in _factors(x)]
+        if len(lists) == 1 and all(n % 2 == 0 for n in Counter(factors).values()):
+            return True
         if len(choice) == 2 and choice[0] is choice[1] and nodes[0] is nodes[1]:
             return True
         if not any(isinstance(x.op, SplitWidth) for x in _vectors(choice)):
+            return True
+        # nothing is known of the signs of a sum over pairs, and only an exact zero beside it could take it away
+        open_ = [i for i, x in enumerate(factors) if _over_pairs(x)]
+        beside = _vectors([x for i, x in enumerate(factors) if i not in open_[:1]])
+        if open_ and not any(isinstance(x.op, Unslice | Scatter) for x in beside):
             return True
     return False
 
 
 def _tops(node: Node) -> list[Node]:
-    """The top-level summands of a vector."""
+    """The top-level summands of a vector, in whatever shape."""
+    while isinstance(node.op, View | Permute | Expand):
+        (node,) = node.operands
     if not isinstance(node.op, Sum):
         return [node]
-    return [y for x in node.operands for y in _tops(x)]
+    return [y for x in node.operands if x.kind != "scalar" for y in _tops(x)] + [
+        x for x in node.operands if x.kind == "scalar"
+    ]
+
+
+def _factors(node: Node) -> list[Node]:
+    while isinstance(node.op, View | Permute | Expand):
+        (node,) = node.operands
+    if not isinstance(node.op, Mul):
+        return [node]
+    return [y for x in node.operands if x.kind != "scalar" for y in _factors(x)]
+
+
+def _over_pairs(node: Node) -> bool:
+    return isinstance(node.op, Contract) and any(x.kind == "matrix" for x in node.operands)
 
 
 def vanishes(spec: str, nodes: Sequence[Node], local: bool = False, support: Support | None = None) -> bool:
@@ -201,7 +228,7 @@ class _Walk:
                     [self._spread(x, shape) for x in self.summands(y)] for y in node.operands if y.kind == "vector"
                 ]
                 return self._products(lists)
-            case Contract() if any(y.kind == "matrix" for y in node.operands):  # a sum over pairs: nothing is known
+            case Contract() if _over_pairs(node):  # nothing is known
                 return [np.zeros((len(self.flips), *shape), np.int8)]
             case Contract(spec=spec):
                 inputs, out = split_spec(spec)
