@@ -67,7 +67,7 @@ def test_the_tour_prints_what_it_says() -> None:
 def test_set_up_is_two_commands() -> None:
     install, tests = (b.strip() for b in blocks(README, "sh")[:2])
     assert install.startswith("python -m pip install '.[plot,digits]' && tpcompile compile examples/")
-    assert tests == "python -m pip install '.[test]' && python -m pytest"
+    assert tests == "python -m pip install '.[test]' && python -m pytest -n auto --dist loadfile"
     script = (ROOT / ".ci" / "run").read_text()
     assert f"\n{tests}\n" in script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111

@@ -39,12 +39,14 @@ def correlations(matrix: Tensor) -> Tensor:
     return matrix * scale[:, None] * scale[None, :]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(edge_inputs(), st.sampled_from(list(ACTS)), st.sampled_from([0.0, 0.1]))
 def test_finite_symmetric_and_positive(x: Tensor, act: str, bias: float) -> None:
     k = kernel(act, 2, bias)
-    for get, rounding in (("nngp", 64 * EPS), ("ntk", 64 * EPS**0.5)):
-        # the NTK of a kink has an arc-cosine in it: at correlation one its rounding is the root of its argument's
+    # an arc-cosine near one rounds to the root of its argument's precision: in the NTK of a kink, and in the NNGP of
+    # erf, which is a step at lengths of 1e8
+    root = 64 * EPS**0.5
+    for get, rounding in (("nngp", root if act == "erf" else 64 * EPS), ("ntk", root)):
         found = k(x, get=get)
         assert torch.isfinite(found).all()
         assert torch.equal(found, found.T)
@@ -54,7 +56,7 @@ def test_finite_symmetric_and_positive(x: Tensor, act: str, bias: float) -> None
         assert float(torch.linalg.eigvalsh(scaled).min()) >= -rounding * len(x)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(edge_inputs(), st.sampled_from(list(ACTS)))
 def test_derivatives_are_finite_at_coincident_inputs(x: Tensor, act: str) -> None:
     k = kernel(act, 2, 0.1)
