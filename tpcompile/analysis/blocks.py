@@ -18,6 +18,7 @@ from itertools import product
 import numpy as np
 
 from tpcompile import nonlin
+from tpcompile.analysis.memo import bottom_up
 from tpcompile.analysis.parity import Parity
 from tpcompile.ir import (
     Concat,
@@ -68,18 +69,15 @@ class Support:
 
     def of(self, node: Node) -> frozenset[Node]:
         """The initial vectors and matrices below a vector."""
-        stack = [node]
-        while stack:  # a loop in place of recursion: programs of many steps are deep
-            top = stack[-1]
-            missing = [x for x in top.operands if x.kind != "scalar" and x not in self._known]
-            if missing and top not in self._known:
-                stack.extend(missing)
-                continue
-            if top not in self._known:
-                own = frozenset([top]) if isinstance(top.op, Init) else frozenset()
-                self._known[top] = own.union(*(self._known[x] for x in top.operands if x.kind != "scalar"))
-            stack.pop()
-        return self._known[node]
+        return bottom_up(node, self._known, _vector_operands, self._find)
+
+    def _find(self, node: Node) -> frozenset[Node]:
+        own = frozenset([node]) if isinstance(node.op, Init) else frozenset()
+        return own.union(*(self._known[x] for x in _vector_operands(node)))
+
+
+def _vector_operands(node: Node) -> list[Node]:
+    return [x for x in node.operands if x.kind != "scalar"]
 
 
 def hopeless(nodes: Sequence[Node], parity: Parity) -> bool:

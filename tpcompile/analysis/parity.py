@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from tpcompile import nonlin
+from tpcompile.analysis.memo import bottom_up
 from tpcompile.ir import (
     Concat,
     Contract,
@@ -62,17 +63,7 @@ class Parity:
 
     def signatures(self, node: Node) -> frozenset[Signature]:
         """The distinct signatures of the top-level summands of a value."""
-        stack = [node]
-        while stack:  # a loop in place of recursion: programs of many steps are deep
-            top = stack[-1]
-            missing = [x for x in top.operands if x not in self._known] if top.kind != "scalar" else []
-            if missing and top not in self._known:
-                stack.extend(missing)
-                continue
-            if top not in self._known:
-                self._known[top] = self._find(top)
-            stack.pop()
-        return self._known[node]
+        return bottom_up(node, self._known, lambda x: x.operands if x.kind != "scalar" else (), self._find)
 
     def vanishes(self, *factors: Node) -> bool:
         """True if the mean over the coordinates of the product of these values is zero for reasons of sign.

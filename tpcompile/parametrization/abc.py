@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,30 @@ from tpcompile.parametrization.verify import verify
 
 Number = Fraction | int | float
 HALF = Fraction(1, 2)
+
+
+class Classified(Protocol):
+    """What the theorems say of a point of a space of parametrizations."""
+
+    @property
+    def stable(self) -> bool: ...
+    @property
+    def trivial(self) -> bool: ...
+    @property
+    def maximal(self) -> bool: ...
+    @property
+    def r(self) -> Fraction: ...
+
+
+def class_of(p: Classified) -> str:
+    """The verdict that follows."""
+    if not p.stable:
+        return "unstable"
+    if p.trivial:
+        return "trivial"
+    if p.r > 0:
+        return "kernel regime"
+    return "maximal update" if p.maximal else "feature learning"
 
 
 @dataclass(frozen=True)
@@ -67,13 +91,7 @@ class Parametrization:
     @property
     def verdict(self) -> str:
         """The class that the theorems say (3.3, 3.4, 3.6, 3.8 and 5.6)."""
-        if not self.stable:
-            return "unstable"
-        if self.trivial:
-            return "trivial"
-        if self.r > 0:
-            return "kernel regime"
-        return "maximal update" if self.maximal else "feature learning"
+        return class_of(self)
 
     def shifted(self, theta: Number) -> Parametrization:
         """The same training in other words (equation 5): a + theta, b - theta, c - 2 theta."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpcompile.errors import UsageError
-from tpcompile.parametrization.abc import Network, Number
+from tpcompile.parametrization.abc import Network, Number, class_of
 from tpcompile.parametrization.report import Report
 from tpcompile.parametrization.verify import verify
 
@@ -111,13 +111,7 @@ class Parametrization:
     @property
     def verdict(self) -> str:
         """The class that the theorems say (2.8.12, 2.8.15, 2.8.19); "kernel regime" is the operator regime."""
-        if not self.stable:
-            return "unstable"
-        if self.trivial:
-            return "trivial"
-        if self.r > 0:
-            return "kernel regime"
-        return "maximal update" if self.maximal else "feature learning"
+        return class_of(self)
 
     def shifted(self, theta: Number) -> Parametrization:
         """The same training in other words (Proposition 2.2.3): a + theta, b - theta, c - theta, d + theta."""
