@@ -181,3 +181,58 @@ def test_errors():
         words(lambda w, u, x: u * (w @ x), 2, shapes={"u": (1,)})
     with pytest.raises(tp.TpcompileError, match="grows like n"):
         tp.moments(lambda w, x: len(x) * (w.T @ (w @ x)))
+
+
+def no_tensor(w, x):
+    _ = w @ x
+
+
+def own_randomness(w, x):
+    return w @ x + torch.randn(len(x), len(x), dtype=x.dtype) @ x
+
+
+def in_place(w, x):
+    x += w @ x
+    return x
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda width: torch.nn.Linear(width, 1), r"fn fails on x \(16,\) alone: TypeError: empty"),  # a factory
+        (lambda width: torch.nn.Sequential(torch.nn.Tanh()), "must return a vector .* found Sequential"),
+        (torch.nn.Linear(4, 4), "must name its arguments"),
+        (lambda w, *, x: w @ x, "all positional"),
+        (None, "must be a function of matrices and a vector, found NoneType"),
+        (
+            lambda w, x: w @ x[:-1],
+            r"fails on w \(16, 16\), and x \(16,\): RuntimeError: .* at fn \(test_moments.py:\d+\)",
+        ),
+        (no_tensor, r"found NoneType; .*expected fn\(W, .., x\)"),
+        (lambda w, x: w, r"found \(16, 16\)"),
+        (lambda w, x: w.float() @ x.float(), "dtype torch.float64 of x, found .* torch.float32"),
+        (lambda w, x: 1j * (w @ x), "torch.complex128"),
+        (own_randomness, "something else at every call"),
+        (in_place, "in place"),
+        (lambda w, x: (w @ x) / 0, "not finite"),
+        (lambda w, x: 1e-12 * torch.tanh(w @ x), "not linear"),
+        (lambda w, x: w.T @ w @ x, r"product of two matrices .* at fn \(test_moments.py:\d+\); .*A @ \(B @ x\)"),
+        (lambda w, x: torch.trace(w) * x, "whole matrix of two growing axes .* write it with W @ x"),
+        (lambda w, x: torch.from_numpy(w.detach().numpy() @ x.numpy()), "cannot be traced; at fn"),
+        (lambda w, x: 1.5e200 * (w.T @ (w @ x)), "leave the range of floats"),
+        (lambda w, x: 1.5e-200 * (w.T @ (w @ x)), "leave the range of floats"),
+    ],
+)
+def test_careless_functions_are_named(fn, message):
+    with pytest.raises(tp.TpcompileError, match=message):
+        tp.moments(fn, 2)
+
+
+@pytest.mark.parametrize("lengths", ["ab", (-1, 1), (256, 512), (2**0.5, 1), (float("inf"), 1), 1, (1, 1, 1), (0, 1)])
+def test_lengths_are_multiples_of_n(lengths):
+    with pytest.raises(tp.TpcompileError, match="as multiples of n"):
+        tp.moments(wishart, 2, shapes={"w": lengths})
+
+
+def test_arguments_may_be_called_anything():
+    assert list(tp.moments(lambda forward, order: forward.T @ (forward @ order), 3)) == [1, 1, 2, 5]

@@ -121,6 +121,20 @@ def test_errors():
         tp.spectrum(lambda w, u, x: 3 * torch.sign(u) * x + wigner(w, x) / 2, shapes={"u": (1,)})
     with pytest.raises(tp.TpcompileError, match="points"):
         tp.spectrum(wigner, points=0)
+    with pytest.raises(tp.TpcompileError, match="not self-adjoint"):
+        tp.spectrum(lambda w, x: 1e-12 * (w @ x), 8)
+    s = tp.spectrum(wishart, 12, shapes={"w": (Fraction(1, 2), 1)})
+    for width in (0, -3, 10.5, 7):
+        with pytest.raises(tp.TpcompileError, match="the width"):
+            s.eigenvalues(width)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(tp.TpcompileError, match="seed must be an integer"):
+        s.eigenvalues(8, "a")  # pyright: ignore[reportArgumentType]
+
+
+def test_small_operators_have_spectra():
+    small = 2.0**-60
+    s = tp.spectrum(lambda w, x: small * wigner(w, x), 12)
+    assert s.edges == pytest.approx((-2 * small, 2 * small), rel=1e-6)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -145,12 +159,14 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["wigner", "--shape", "W=a,1"], "expected a number"),
         (["wigner", "--shape", "V=1,1"], "names 'V'"),
         (["nothing"], "defines no 'nothing'"),
+        ([EXAMPLE.replace("random_matrices", "residual_mlp") + ":make"], "expected fn(W, .., x)"),
         (["wigner", "--moments", "--plot", "x.png"], "exclude each other"),
         (["wigner", "--order", "1"], "order must be"),
     ],
 )
 def test_bad_usage_is_one_line(words, message, capsys):
-    assert main(["spectrum", f"{EXAMPLE}:{words[0]}", *words[1:]]) == 2
+    target = words[0] if ":" in words[0] else f"{EXAMPLE}:{words[0]}"
+    assert main(["spectrum", target, *words[1:]]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

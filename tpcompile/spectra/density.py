@@ -85,7 +85,7 @@ def spectrum(
     if isinstance(order, bool) or not isinstance(order, int) or order < 2:
         raise UsageError(f"order must be an integer of at least 2, found {order!r}")
     operator = Operator.of(fn, shapes, variances)
-    operator.check_linear()
+    operator.check_linear(order)
     operator.check_self_adjoint()
     moments = operator_moments(operator, order)
     known = recurrence(moments)

@@ -80,7 +80,7 @@ def moments(
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise UsageError(f"order must be a positive integer, found {order!r}")
     operator = Operator.of(fn, shapes, variances)
-    operator.check_linear()
+    operator.check_linear(order)
     return operator_moments(operator, order)
 
 

@@ -92,7 +92,7 @@ def _chebyshev(m: Sequence[Fraction]) -> Recurrence:
         new = [Fraction(0)] * len(m)
         for j in range(k, len(m) - k):
             new[j] = row[j + 1] - a[-1] * row[j] - square * before[j]
-        if abs(new[k]) <= Fraction(1, 10**30) * row[k - 1]:
+        if abs(new[k]) <= Fraction(1, 10**60) * m[2] * row[k - 1]:  # zero, to the digits of square roots
             return Recurrence(_floats(a), np.sqrt(_floats(squares)), finite=True)
         if new[k] < 0:
             break  # rounding of float moments
