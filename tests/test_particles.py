@@ -1,5 +1,7 @@
 """The particle evaluator: lazily revealed matrices, orthonormal frames, reproducibility, memory, errors."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,6 +133,17 @@ def test_random_output_has_exact_ensemble_moments_and_can_be_conditioned_to_zero
     assert torch.allclose(
         zero.outputs, result.outputs, atol=5 * float((zero.outputs_stderr + result.outputs_stderr).max())
     )
+
+
+def test_a_loss_that_is_no_polynomial_sees_the_law_of_a_random_output():
+    """Not its covariance alone: draws of fixed length would give another mean."""
+    compiled = tp.compile(mlp("tanh", 2, "ntk"), X[:1], torch.zeros_like(Y[:1]), lambda f, y: f.abs().sum(), steps=1)
+    result = compiled.evaluate(particles=1024, replicas=8, ensemble=256)
+    assert result.loss is not None
+    assert result.loss_stderr is not None
+    variance = float(result.feature_kernel("3")[0, 0, 0])
+    assert abs(float(result.loss[0]) - (2 * variance / math.pi) ** 0.5) < 3 * float(result.loss_stderr[0])
+    assert float(result.loss_stderr[0]) < 0.03 * variance**0.5  # a length of one would be off by 20 %
 
 
 def test_memory_is_known_before_it_is_taken():

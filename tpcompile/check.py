@@ -66,7 +66,8 @@ class QuantityCheck:
 
     ``discrepancy`` is the RMS difference between the extrapolated mean and the limit, ``resolution`` the RMS of
     its combined standard error (what could have been seen), ``scale`` the RMS of the limit itself.
-    ``slope`` is None where it is not judged (the loss is quadratic near its minimum) or the distance is zero.
+    ``slope`` is None where it is not judged (the loss is quadratic near its minimum; a random limit) or the distance
+    is zero.
     """
 
     name: str
@@ -196,7 +197,8 @@ def check(
 
     ``limit`` is an evaluated limit (else it is evaluated with ``evaluate_options``); ``powers`` are those
     of 1/n in the mean's approach to the limit. A limit whose output at initialisation is random is compared
-    conditioned on a zero output, as ``output_init="zero"`` asks for: single networks do not approach its mean.
+    conditioned on a zero output, as ``output_init="zero"`` asks for: single networks do not approach its mean. Where
+    it is random even then (a bottleneck of finite width), means over seeds are compared with the ensemble's.
     (Pass ``output_init="zero"`` with a ``limit`` that was evaluated with it.)
     ``seed`` is the first of the consecutive seeds, ``progress(done, total)`` is called after every run.
 
@@ -212,9 +214,22 @@ def check(
     if limit is None:
         limit = compiled.evaluate(**options, **evaluate_options)
     if _random(limit) and output_init is None:
-        options = {"output_init": "zero"}
-        limit = compiled.evaluate(**options, **evaluate_options)
-        notes.append("the output at initialisation is random: both sides are conditioned on a zero output")
+        conditioned = compiled.evaluate(output_init="zero", **evaluate_options)
+        if _random(conditioned):
+            notes.append(
+                "the limit is random, with its output at initialisation held at zero too: means over seeds are "
+                "compared with means over the ensemble, and single networks do not approach them"
+            )
+        else:
+            options, limit = {"output_init": "zero"}, conditioned
+            notes.append("the output at initialisation is random: both sides are conditioned on a zero output")
+    elif _random(limit):
+        raise UsageError(
+            "the limit is random with its output at initialisation held at zero too; a finite network that is "
+            "trained as f - f_0 is not that network conditioned on f_0 = 0",
+            where="output_init",
+            advice="leave output_init out: means over seeds are compared with means over the ensemble then",
+        )
     samples: dict[int, list[dict[str, Tensor]]] = {n: [] for n in widths}
     for index, (width, _) in enumerate((n, s) for n in widths for s in range(seeds)):
         run = compiled.simulate(width, seed=seed + index, **options)
@@ -229,12 +244,18 @@ def check(
         if len(draws) < len(widths):
             notes.append(f"{name}: not recorded by the simulation")
             continue
-        checks.append(_check_quantity(name, draws, value, errors[name], dof, powers))
+        checks.append(_check_quantity(name, draws, value, errors[name], dof, powers, judged=not _random(limit)))
     return CheckReport(tuple(checks), widths, seeds, tuple(powers), level, limit.evaluator, tuple(notes))
 
 
 def _check_quantity(
-    name: str, draws: dict[int, Tensor], limit: Tensor, error: Tensor, dof: float, powers: Sequence[float]
+    name: str,
+    draws: dict[int, Tensor],
+    limit: Tensor,
+    error: Tensor,
+    dof: float,
+    powers: Sequence[float],
+    judged: bool,
 ) -> QuantityCheck:
     """``draws[n]`` is ``(seeds, entries)``; ``limit`` and its standard ``error`` are ``(entries,)``."""
     squares = {n: (values - limit).square().mean(1) for n, values in draws.items()}  # of each draw
@@ -248,7 +269,7 @@ def _check_quantity(
     freedom = combined_dof([extrapolated.stderr.square(), error.square()], [extrapolated.dof, dof])
     z = torch.where(t.isfinite(), normal_score(torch.nan_to_num(t), freedom), t)
     slope = None
-    if name != "loss" and all(row.distance > ROUNDING * max(_rms(limit), 1e-300) for row in rows):
+    if judged and name != "loss" and all(row.distance > ROUNDING * max(_rms(limit), 1e-300) for row in rows):
         slope = fit_slope(
             [row.width for row in rows], [row.distance for row in rows], [row.distance_stderr for row in rows]
         )
@@ -301,7 +322,7 @@ def _quantities(result: Result, errors: bool = False) -> dict[str, Tensor]:
 
 
 def _random(limit: LimitResult) -> bool:
-    return limit.outputs_cov is not None and bool((limit.outputs_cov[0] != 0).any())
+    return limit.outputs_cov is not None and bool((limit.outputs_cov != 0).any())
 
 
 def _rms(values: Tensor) -> float:

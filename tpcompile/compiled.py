@@ -85,7 +85,8 @@ class Compiled:
         ``output_init`` and ``dot`` concern the particles: ``particles`` (a power of two is best) stand for the
         coordinates of each width axis, ``replicas`` are independent scramblings that give the standard errors,
         ``ensemble`` is the number of draws of the random output at initialisation (default: twice its rank, at most
-        256; exact mean and covariance at that number), ``output_init="zero"`` conditions on a zero output instead.
+        256, with exact mean and covariance where the outputs stay affine in it, as with MSE in the kernel regime; at
+        least 128 draws of its law elsewhere), ``output_init="zero"`` conditions on a zero output instead.
         ``extrapolate`` removes the bias of order 1/particles, at about twice the noise. ``dot=False`` drops the
         response terms of the Master Theorem, which is wrong, and shows what they contribute. ``memory`` bounds the
         memory of the evaluation (bytes, or "4GB"; default: what the machine has): where it does not suffice, the bases

@@ -82,7 +82,11 @@ def _identity(node: GraphNode, value: Tensor | Law) -> Any:
             node.shape,
             node.dtype,
             str(value.device),
-            value.contiguous().reshape(-1).view(torch.uint8).numpy(force=True).tobytes(),
+            value.reshape(-1)
+            .clone(memory_format=torch.contiguous_format)
+            .view(torch.uint8)
+            .numpy(force=True)
+            .tobytes(),
         )
     return (node.shape, node.dtype, value) if isinstance(value, Constant) else node.name
 

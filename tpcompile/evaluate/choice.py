@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tpcompile.errors import UsageError
 from tpcompile.evaluate.exact.cost import LARGEST, SMALL, pairs
-from tpcompile.evaluate.exact.degrees import Degrees, degrees
+from tpcompile.evaluate.exact.degrees import Degrees, beyond_moments, degrees
 from tpcompile.ir import Node, Program
 
 EVALUATORS = ("auto", "exact", "particles")
@@ -58,11 +58,7 @@ def _against_polynomial(program: Program, found: Degrees) -> str | None:
 
 
 def _against_linear(program: Program, found: Degrees, covariances: tuple[str, ...], sampled: bool) -> str | None:
-    limits = {name: out.limit for name, out in program.outputs.items()}
-    random = {name: found.scalars[node] for name, node in limits.items() if node is not None}
-    if sampled and any(random.values()):
+    if sampled and any(found.scalars[out.limit] for out in program.outputs.values() if out.limit is not None):
         return "an ensemble of draws of the random outputs is asked for"
-    for name, degree in random.items():
-        if degree > (1 if name in covariances else 2):
-            return f"'{name}' is not linear in the random outputs at initialisation"
-    return None
+    name = beyond_moments(program, found, covariances)
+    return None if name is None else f"'{name}' is not linear in the random outputs at initialisation"

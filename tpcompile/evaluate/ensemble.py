@@ -1,8 +1,9 @@
 """Random scalars: the Gaussian sums of theory section 5 and random finite parameters, as an ensemble of draws.
 
 Everything that does not depend on them is evaluated once. The draws of an ensemble of 2 r members for r
-independent Gaussian numbers are ``±sqrt(r)`` times the rows of a random rotation: their mean and covariance are
-exact, so that whatever depends on them affinely (MSE loss in the kernel regime) has exact moments.
+independent Gaussian numbers are plus and minus the rows of a random rotation. Where only their mean and covariance
+count (MSE loss in the kernel regime, whose outputs are affine in them) the length of a draw is ``sqrt(r)``, and both
+are exact; else it has its own law, that of a Gaussian vector, in equally probable strata.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from tpcompile.analysis.gaussians import centred, settled
@@ -23,7 +25,7 @@ from tpcompile.ir import Gaussian, Init, MatMul, Node
 from tpcompile.laws import Normal, mean_and_std
 
 DEFAULT_MOST = 256  # members, unless the user asks for more
-_LEAST_WITH_OTHERS = 128  # where some random scalars are drawn independently
+_LEAST_OF_LAW = 128  # where more of the random scalars counts than their covariance
 
 
 @dataclass
@@ -75,12 +77,14 @@ def members(
     parity: Parity,
     ensemble: int | None,
     zero: frozenset[Node],
+    moments: bool,
     progress: Progress,
     most: float = DEFAULT_MOST,
 ) -> Iterator[dict[str, Tensor]]:
     """The limits of all outputs, for every member of the ensemble (one if there is nothing random).
 
-    ``most`` bounds their number where ``ensemble`` does not say it.
+    ``moments`` says that no more of the draws counts than their mean and covariance; ``most`` bounds their number
+    where ``ensemble`` does not say it.
     """
     plan = run.plan
     order = list(enumerate(plan.program.nodes))
@@ -104,7 +108,7 @@ def members(
     generator = torch.Generator().manual_seed(run.seed * 31 + 17)
     rank = root.shape[1]
     others = [g for g in plan.scalars if g not in early and g not in zero]
-    draws = _design(rank, ensemble, bool(others), generator, run.dtype, most)
+    draws = _design(rank, ensemble, moments and not others, generator, run.dtype, most)
     marks = run.mark()
     base = dict(run.values)
     flexible = [(i, node) for i, node in order if node in plan.random]
@@ -188,20 +192,29 @@ def _inverse(c: Tensor) -> Tensor:
 
 
 def _design(
-    rank: int, ensemble: int | None, others: bool, generator: torch.Generator, dtype: torch.dtype, most: float
+    rank: int, ensemble: int | None, moments: bool, generator: torch.Generator, dtype: torch.dtype, most: float
 ) -> list[Tensor]:
-    """Members as ``rank`` standard normals each: antithetic pairs, exact in mean, and in covariance where 2 r fit."""
+    """Members as ``rank`` standard normals each: antithetic pairs.
+
+    For ``moments`` they are exact in mean, and in covariance where 2 r fit; else each has the law of a Gaussian vector.
+    """
     if rank == 0:
-        count = 1 if not others else (ensemble or DEFAULT_MOST)
+        count = 1 if moments else (ensemble or DEFAULT_MOST)
         return [torch.zeros(0, dtype=dtype) for _ in range(count)]
-    default = min(max(2 * rank, _LEAST_WITH_OTHERS if others else 0), most)
+    default = min(2 * rank if moments else max(2 * rank, _LEAST_OF_LAW), most)
     pairs = max(1, int(ensemble if ensemble is not None else default) // 2)
+    lengths = torch.full((pairs,), rank**0.5, dtype=torch.float64)
+    if not moments:
+        strata = torch.randperm(pairs, generator=generator) + torch.rand(
+            pairs, generator=generator, dtype=torch.float64
+        )
+        lengths = torch.from_numpy(stats.chi.ppf((strata / pairs).clamp(1e-15, 1 - 1e-15).numpy(), rank))
     out: list[Tensor] = []
     while len(out) < 2 * pairs:
         q, r = torch.linalg.qr(torch.randn((rank, rank), generator=generator, dtype=torch.float64))
         q = q * r.diagonal().sign()
         for row in q.T[: pairs - len(out) // 2]:
-            xi = (row * rank**0.5).to(dtype)
+            xi = (row * lengths[len(out) // 2]).to(dtype)
             out += [xi, -xi]
     return out
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tpcompile.analysis.parity import Parity
 from tpcompile.evaluate.choice import choose
 from tpcompile.evaluate.ensemble import DEFAULT_MOST, members, zeroed
+from tpcompile.evaluate.exact.degrees import beyond_moments, degrees
 from tpcompile.evaluate.exact.formal import as_tensor, evaluate_formally
 from tpcompile.evaluate.exact.linear import LinearRun
 from tpcompile.evaluate.memory import choose_storage
@@ -78,7 +79,7 @@ def estimate(
     total = len(program.nodes)
     progress = (lambda i: None) if tick is None else (lambda i: tick(i, total))
     run = LinearRun(plan, choice.degrees, settings.dot)
-    mean, second = _ensemble(run, Parity(), settings, covariances, zero, progress, most=math.inf)
+    mean, second = _ensemble(run, Parity(), settings, covariances, zero, True, progress, most=math.inf)
     zeros, exact = ({name: torch.zeros_like(x) for name, x in found.items()} for found in (mean, second))
     return Estimate(mean, zeros, second, exact, "exact", choice.why)
 
@@ -108,6 +109,7 @@ def _particles(
     plan = Plan.of(program)
     storage = choose_storage(plan, settings.particles, settings.dtype, settings.memory)
     parity = Parity()
+    moments = beyond_moments(program, degrees(program, zero), covariances) is None
     parts = [(1, 0, 2.0), (2, 0, -0.5), (2, 1, -0.5)] if settings.extrapolate else [(1, 0, 1.0)]
 
     def replica(index: int, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -125,7 +127,7 @@ def _particles(
                 allocate=storage.allocate,
             )
             offset = place * len(program.nodes)
-            m, s = _ensemble(run, parity, settings, covariances, zero, lambda i, o=offset: progress(o + i))
+            m, s = _ensemble(run, parity, settings, covariances, zero, moments, lambda i, o=offset: progress(o + i))
             for name, value in m.items():
                 mean[name] = mean.get(name, 0.0) + weight * value.double()
             for name, value in s.items():
@@ -149,17 +151,25 @@ def _ensemble(
     settings: Settings,
     covariances: tuple[str, ...],
     zero: frozenset[Node],
+    moments: bool,
     progress: Progress,
     most: float = DEFAULT_MOST,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    draws = list(members(run, parity, settings.ensemble, zero, progress, most))
+    draws = list(members(run, parity, settings.ensemble, zero, moments, progress, most))
     mean = {name: torch.stack([d[name] for d in draws]).mean(0) for name in draws[0]}
     second = {}
     for name in covariances:
         if len(draws) > 1:
             centred = torch.stack([d[name].reshape(-1) for d in draws]) - mean[name].reshape(-1)
-            second[name] = centred.T @ centred / len(draws)
+            second[name] = centred.T @ centred / len(draws) + _of_the_mean(centred)
     return mean, second
+
+
+def _of_the_mean(centred: Tensor) -> Tensor:
+    """Covariance of the mean of all members, which their scatter about it lacks; members are antithetic pairs."""
+    pairs = centred[: len(centred) // 2 * 2].unflatten(0, (-1, 2)).mean(1)
+    count = len(pairs)
+    return pairs.T @ pairs / (count * (count - 1)) if count > 1 else centred.new_zeros(2 * (centred.shape[1],))
 
 
 def _averages(replicas: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -221,10 +221,12 @@ class Fluctuation(Op):
     """A scalar's deviation from its limit, scaled to order one (``n^(1/2)`` times it for a moment).
 
     Carried so that it can cancel, or meet a sum that vanishes; no evaluator gives it a law. Operands after the
-    first are what the deviation comes from, where the scalar alone does not tell.
+    first are what the deviation comes from, where the scalar alone does not tell; ``order`` counts its parts, in
+    descending powers of n.
     """
 
     mnemonic: ClassVar[str] = "fluctuation"
+    order: int = 1
 
     def infer(self, operands: tuple[Dims, ...]) -> Dims:
         expect(bool(operands) and all(kind(d) == "scalar" for d in operands), self, "scalars", operands)

@@ -370,7 +370,7 @@ class Context:
         return self._with_correction(self.algebra.nodes.view(node, flat(axes)), axes, lower)
 
     def _with_correction(self, node: Node, axes: Axes, operands: Sequence[Value]) -> Value:
-        """A function of limits, and its first correction, which comes from the largest lower terms of the operands."""
+        """A function of limits, and its corrections: random scalars of which only the powers of n are known."""
         if self.algebra.width is not None:
             return Value(axes, ((Fraction(0), node),))
         unknown = largest(*(x.remainder for x in operands))
@@ -380,13 +380,26 @@ class Context:
             raise self.unsupported("the operation is not finite where its arguments tend to")
         if not below or (unknown is not None and unknown >= below[0]):
             return Value(axes, ((Fraction(0), node),), unknown)
-        first = below[0]
         vanishes = known is not None and not bool(known.any())
-        sources = [y for x in operands for e, y in x.terms if e == first]
-        correction = self.node(Fluctuation(), node, *sources)
-        rest = largest(unknown, 2 * first, *below[1:])
-        limit = [] if vanishes else [(Fraction(0), 1.0, node)]
-        return self.algebra.collect(axes, [*limit, (first, 1.0, correction)], rest)
+        floor = (below[0] if vanishes else Fraction(0)) - self.algebra.depth
+        orders = _sums(below, floor if unknown is None else max(floor, unknown))
+        items = [] if vanishes else [(Fraction(0), 1.0, node)]
+        for k, order in enumerate(orders[:-1]):
+            sources = [y for x in operands for e, y in x.terms if order <= e < 0]
+            items.append((order, 1.0, self.node(Fluctuation(k + 1), node, *sources)))
+        return self.algebra.collect(axes, items, largest(unknown, orders[-1]))
+
+
+def _sums(exponents: Sequence[Fraction], floor: Fraction) -> list[Fraction]:
+    """Negative exponents of products of powers of n, descending: all above the floor and the first that is not."""
+    found, stack = set(exponents), list(exponents)
+    while stack:
+        start = stack.pop()
+        if start > floor:
+            fresh = {start + e for e in exponents} - found
+            found |= fresh
+            stack += fresh
+    return [*sorted((e for e in found if e > floor), reverse=True), max(e for e in found if e <= floor)]
 
 
 def axis_of(size: Size) -> Axis:

@@ -7,7 +7,7 @@ and lower again with more terms if not (theory, section 3).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tpcompile.capture.graph import Capture, Scaled
@@ -15,6 +15,7 @@ from tpcompile.errors import UndeterminedLimitError, UnstableError
 from tpcompile.ir import Fluctuation, Output, Program, finish, reachable
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Lowered, lower
+from tpcompile.lowering.settled import settled
 from tpcompile.lowering.value import HALF, AnyValue, Value, has_width, largest
 
 DEEPEST = Fraction(4)
@@ -54,7 +55,7 @@ def compile_capture(capture: Capture, only: tuple[str, ...] = ()) -> Compilation
             outputs = {name: out for name, out in outputs.items() if name.split("/")[0] in only}
         unknown = [name for name, out in outputs.items() if out.remainder is not None and out.remainder >= 0]
         if not unknown:
-            _check_no_fluctuations(outputs)
+            outputs = {name: _settled(lowered.context, name, out) for name, out in outputs.items()}
             names = tuple(a for a in capture.activations if f"kernel/{a}/0/xx" in outputs)
             return Compilation(finish(lowered.context.algebra.builder, outputs), depth, names, growing)
         depth += HALF
@@ -79,14 +80,18 @@ def name_at(quantity: str, step: int) -> str:
     return f"{head}{step}{tail}"
 
 
-def _check_no_fluctuations(outputs: Mapping[str, Output]) -> None:
-    for name, out in outputs.items():
-        if out.limit is not None and any(isinstance(x.op, Fluctuation) for x in reachable([out.limit])):
-            raise UndeterminedLimitError(
-                f"the limit of {name} is random: it contains the fluctuation of a moment",
-                where=name,
-                advice=_FLUCTUATION,
-            )
+def _settled(context: Context, name: str, out: Output) -> Output:
+    """The output with a limit that no fluctuation enters; UndeterminedLimitError where one does."""
+    if out.limit is None:
+        return out
+    limit = settled(context.algebra.nodes, context.algebra.parity, out.limit)
+    if any(isinstance(x.op, Fluctuation) for x in reachable([limit])):
+        raise UndeterminedLimitError(
+            f"the limit of {name} is random: it contains the fluctuation of a moment",
+            where=name,
+            advice=_FLUCTUATION,
+        )
+    return replace(out, terms=tuple((e, limit if e == 0 else node) for e, node in out.terms))
 
 
 def requests(capture: Capture, lowered: Lowered) -> tuple[dict[str, Output], dict[str, Fraction]]:

@@ -80,6 +80,17 @@ def degrees(program: Program, zero: frozenset[Node] = frozenset()) -> Degrees:
     return _Pass(program, zero).run()
 
 
+def beyond_moments(program: Program, found: Degrees, covariances: tuple[str, ...]) -> str | None:
+    """The first output whose mean over the random scalars is no function of their covariance alone.
+
+    Of those named in ``covariances``, whose mean or whose covariance is none.
+    """
+    for name, out in program.outputs.items():
+        if out.limit is not None and found.scalars[out.limit] > (1 if name in covariances else 2):
+            return name
+    return None
+
+
 @cache
 def coefficients(fn: str, order: int, params: tuple[tuple[str, Any], ...]) -> tuple[Fraction, ...] | None:
     """Coefficients (constant first) of the derivative of a nonlinearity, None if it is no polynomial."""
