@@ -33,6 +33,18 @@ SAMPLES = {
     "aten.index_select.default": (rand(4, 3), 0, I3),
     "aten.convolution.default": (rand(2, 3, 8), rand(4, 3, 3), rand(4), [1], [1], [1], False, [0], 1),
     "aten.native_layer_norm.default": (rand(2, 3), [3], rand(3), rand(3), 1e-5),
+    "aten.native_group_norm.default": (rand(2, 4, 3), rand(4), rand(4), 2, 4, 3, 2, 1e-5),
+    "aten.native_batch_norm.default": (rand(5, 3), rand(3), rand(3), rand(3), rand(3) ** 2, True, 0.1, 1e-5),
+    "aten._native_batch_norm_legit_functional.default": (
+        rand(5, 3),
+        rand(3),
+        rand(3),
+        rand(3),
+        rand(3) ** 2,
+        True,
+        0.1,
+        1e-5,
+    ),
 }
 
 

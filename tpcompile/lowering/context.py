@@ -378,12 +378,12 @@ class Context:
         known = constant_value(node, self.algebra.builder.data)
         if known is not None and not bool(torch.isfinite(known).all()):
             raise self.unsupported("the operation is not finite where its arguments tend to")
-        if not below or (unknown is not None and unknown >= below[0]):
-            return Value(axes, ((Fraction(0), node),), unknown)
         vanishes = known is not None and not bool(known.any())
+        items = [] if vanishes else [(Fraction(0), 1.0, node)]
+        if not below or (unknown is not None and unknown >= below[0]):
+            return self.algebra.collect(axes, items, unknown)
         floor = (below[0] if vanishes else Fraction(0)) - self.algebra.depth
         orders = _sums(below, floor if unknown is None else max(floor, unknown))
-        items = [] if vanishes else [(Fraction(0), 1.0, node)]
         for k, order in enumerate(orders[:-1]):
             sources = [y for x in operands for e, y in x.terms if order <= e < 0]
             items.append((order, 1.0, self.node(Fluctuation(k + 1), node, *sources)))

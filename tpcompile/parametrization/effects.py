@@ -27,6 +27,10 @@ _ADDED: dict[str, dict[int, tuple[int, ...]]] = {
     **{f"aten.{name}": {0: ()} for name in ("div.Tensor", "embedding.default", "index.Tensor", "index_select.default")},
     "aten.convolution.default": {1: (2,), 2: (0,)},
     "aten.native_layer_norm.default": {2: (3,), 3: (2,)},
+    **{
+        f"aten.{name}.default": {1: (2,), 2: (1,)}
+        for name in ("native_group_norm", "native_batch_norm", "_native_batch_norm_legit_functional")
+    },
 }
 
 
@@ -169,15 +173,16 @@ def _is_linear(node: GraphNode, operand: str) -> bool:
 def share(capture: Capture, lowered: Lowered, use: Use, parameter: str, step: int, value: AnyValue) -> AnyValue | None:
     """What the parameter, having this value, adds to the operation's output; None where that is not known.
 
-    For an operation that is not linear in it: the difference to the parameter at its value in the traced run.
+    For an operation that is not linear in it: the output less what it is with the parameter smaller by this value.
     """
     start = parameter_node(capture, parameter, step)
-    shadows: dict[str, Any] = {start: value}
-    for node in use.made_of:
-        shadows[node.name] = replayed(capture, lowered, node, shadows)
     positions = [i for i, x in enumerate(use.node.args) if isinstance(x, Ref) and x.name == use.operand]
     added = _ADDED.get(str(use.node.target), {})
-    if len(positions) == 1 and positions[0] in added:
+    linear = len(positions) == 1 and positions[0] in added
+    shadows: dict[str, Any] = {start: value if linear else difference(lowered, lowered.nodes[start], value)}
+    for node in use.made_of:
+        shadows[node.name] = replayed(capture, lowered, node, shadows)
+    if linear:
         node = use.node
         for i in added[positions[0]]:
             if i < len(node.args) and isinstance(node.args[i], Ref):

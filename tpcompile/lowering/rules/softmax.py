@@ -9,6 +9,11 @@ from tpcompile.lowering.registry import rule
 from tpcompile.lowering.value import has_width, is_width
 
 
+def _rescaled(g: Any) -> bool:
+    """True if a gradient is not of order one: what is linear in it is then written out, and passes its powers on."""
+    return g.lead != 0
+
+
 def _written_out(ctx: Context, x: Any, dim: int) -> bool:
     """True if the rule applies: vectors, and an axis that does not grow."""
     if not has_width(x.axes):
@@ -49,7 +54,7 @@ def log_softmax(ctx: Context, x: Any, dim: int, half_to_float: bool) -> Any:
 @rule("aten._softmax_backward_data.default")
 def softmax_backward(ctx: Context, g: Any, out: Any, dim: int, dtype: Any) -> Any:
     """``_softmax_backward_data(grad_output, output, dim, input_dtype)``"""
-    if not (has_width(g.axes) or has_width(out.axes)):
+    if not (has_width(g.axes) or has_width(out.axes) or _rescaled(g)):
         return _finite(ctx, g, out, dim, dtype)
     product = ctx.times(g, out)
     return ctx.add(product, ctx.negate(ctx.times(out, ctx.sum(product, [dim], True))))
@@ -58,6 +63,6 @@ def softmax_backward(ctx: Context, g: Any, out: Any, dim: int, dtype: Any) -> An
 @rule("aten._log_softmax_backward_data.default")
 def log_softmax_backward(ctx: Context, g: Any, out: Any, dim: int, dtype: Any) -> Any:
     """``_log_softmax_backward_data(grad_output, output, dim, input_dtype)``"""
-    if not (has_width(g.axes) or has_width(out.axes)):
+    if not (has_width(g.axes) or has_width(out.axes) or _rescaled(g)):
         return _finite(ctx, g, out, dim, dtype)
     return ctx.add(g, ctx.negate(ctx.times(ctx.apply("exp", out), ctx.sum(g, [dim], True))))

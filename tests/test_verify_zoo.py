@@ -1,0 +1,75 @@
+"""Verdicts on architectures as people write them, and their exponents against the slopes of really trained models."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from zoo_architectures import IMAGES, LABELS, LANGUAGE, NEXT, TOKENS, VISION, loss, maximal
+
+import tpcompile as tp
+
+MODELS = LANGUAGE | VISION
+# Quick ones; all others are slow tests.
+DEFAULT = (
+    "multi-query attention",
+    "heads of fixed size",
+    "SwiGLU and RMSNorm",
+    "mixture of experts, softmax",
+    "stacked experts, bmm",
+    "adapters of fixed rank",
+    "GRU",
+    "LSTM",
+    "depthwise separable",
+)
+
+
+def verified(name, steps=2, **options):
+    x, y = (TOKENS, NEXT) if name in LANGUAGE else (IMAGES, LABELS)
+    make = maximal(MODELS[name], **options)
+    return tp.verify(make, x, y, loss=loss, steps=steps, advice=False), (make, x, y)
+
+
+def steps_of(name):
+    """Adapters from zero need a step more: the second factor moves first, then the first, then their product."""
+    return 3 if "adapters" in name else 2
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_table_3_is_maximal(name):
+    report, _ = verified(name, steps_of(name))
+    assert report.verdict == "maximal update", report
+    assert not report.undecided
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("name", MODELS)
+def test_exponents_are_the_measured_slopes(name, optimizer):
+    """Of every value and change, decided or bounded, within 0.1 and three standard errors."""
+    steps = steps_of(name)
+    report, (make, x, y) = verified(name, steps, kind=optimizer)
+    check = tp.coordinate_check(make, x, y, loss=loss, steps=steps, widths=(64, 128, 256, 512), seeds=4)
+    for quantity, value, step, exact, slope, _ in check.rows(report):
+        size = report.size(value, step) if quantity == "value" else report.change(value, step)
+        margin = 0.1 + 3 * slope.stderr
+        if size.exponent is None:
+            assert slope.slope <= size.bound + margin, (quantity, value, step, exact, str(slope))
+        elif size.exponent != slope.slope:
+            assert math.isfinite(slope.slope), (quantity, value, step, exact, str(slope))
+            assert abs(size.exponent - slope.slope) <= margin, (quantity, value, step, exact, str(slope))
+
+
+def test_a_router_is_first_moved_by_a_random_sum():
+    """At step 1 the readout is still independent of the experts' outputs: their product is n^(-1/2)."""
+    report, _ = verified("mixture of experts, softmax", kind=torch.optim.SGD)
+    assert [report.change_exponent("blocks.0.router", t) for t in (1, 2)] == [Fraction(-1, 2), 0]
+    assert report.parameters["blocks.0.router.weight"].gradient_exponent == Fraction(-1, 2)
+
+
+def test_a_shift_behind_a_normalisation_has_the_effect_of_its_updates():
+    """It starts at zero, where the output without it is the output without its updates."""
+    report, _ = verified("depthwise separable")
+    assert report.parameters["norm.bias"].effect_exponent == 0
