@@ -13,7 +13,7 @@ from tpcompile.capture.tap import listening
 
 
 def forward_with_activations(model: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The output ``(N, ...)`` and every activation ``(N, ...)`` of one forward pass, without gradients.
+    """The output ``(N, ...)`` and every activation ``(N, ...)`` of one forward pass, detached.
 
     An activation is a tensor that a submodule returns (the first of several), under its module path, or that the
     user names with ``tp.tap``; further ones of the same name are ``path:1``, ``path:2``, ... A module that returns a
@@ -42,13 +42,14 @@ def forward_with_activations(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
             handles.append(module.register_forward_pre_hook(enter_hook(path)))
             handles.append(module.register_forward_hook(leave_hook(path)))
     try:
-        with torch.no_grad(), unchanged(model), listening(tapped):
+        with torch.enable_grad(), unchanged(model), listening(tapped):  # a forward pass may take gradient steps itself
             output = model(inputs)
     finally:
         for handle in handles:
             handle.remove()
     count = inputs.shape[0]
-    return output, {name: x for name, x in collector.values.items() if x.shape[:1] == (count,)}
+    found = {name: x for name, x in collector.values.items() if x.shape[:1] == (count,)}
+    return output.detach() if isinstance(output, Tensor) else output, found
 
 
 @contextmanager

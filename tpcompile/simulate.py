@@ -321,8 +321,8 @@ def learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer | None) ->
 
 
 def _evaluate(model: nn.Module, batch: Tensor) -> Tensor:
-    with torch.no_grad(), unchanged(model):
-        return model(batch)
+    with torch.enable_grad(), unchanged(model):  # a forward pass may take gradient steps itself
+        return model(batch).detach()
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

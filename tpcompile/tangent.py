@@ -26,9 +26,10 @@ def tangent_kernel(
     """
     parameters = dict(model.named_parameters())
     frozen = {name: value.detach() for name, value in parameters.items()}
+    leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in parameters.items()}
     batches = [inputs] if others is None else [inputs, others]
-    with torch.no_grad():
-        outputs = [_call(model, frozen, x).reshape(x.shape[0], -1) for x in batches]
+    with torch.enable_grad():  # a forward pass may take gradient steps itself
+        outputs = [_call(model, leaves, x).detach().reshape(x.shape[0], -1) for x in batches]
     jacobians = [_jacobian_function(model, frozen, x, f) for x, f in zip(batches, outputs, strict=True)]
     shares = {}
     size = sum(f.numel() * f.element_size() for f in outputs)

@@ -5,22 +5,18 @@ python tests/benchmarks/word2vec.py --out word2vec.md
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from published import HEADER, Scores, arguments, number, row, write
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import word2vec_cbow as example
 
 import tpcompile as tp
 from tpcompile.compiled import Compiled
+
+import word2vec_cbow as example  # isort: skip  # found by the import of published
 
 
 def compiled(lr: float, steps: int) -> Compiled:
@@ -57,27 +53,11 @@ def trained(width: int, lr: float, steps: int, seed: int) -> tuple[float, Tensor
         return float(example.loss(model(example.inputs), example.targets)), model(example.test_inputs)[None]
 
 
-def held_out(outputs: Tensor | None) -> tuple[Tensor, Tensor]:
+def held_out(outputs: Tensor | None) -> Scores:
     """Cross-entropy and accuracy in per cent of the test windows at every step."""
     assert outputs is not None
     loss = torch.stack([F.cross_entropy(f.double(), example.test_targets) for f in outputs])
     return loss, 100 * (outputs.argmax(-1) == example.test_targets).double().mean(-1)
-
-
-def number(loss: float) -> str:
-    return f"{loss:.4f}" if loss < 100 else "diverges"
-
-
-def row(name: str, runs: Sequence[tuple[Tensor, Tensor]], train: Sequence[float]) -> str:
-    """Mean and its standard error over the runs, at the last step."""
-
-    def cell(values: Sequence[float], digits: int) -> str:
-        x = torch.tensor(values)
-        error = f" ± {float(x.std()) / len(x) ** 0.5:.{digits}f}" if len(x) > 1 else ""
-        return f"{float(x.mean()):.{digits}f}{error}"
-
-    losses, accuracies = ([float(r[i][-1]) for r in runs] for i in (0, 1))
-    return f"| {name} | {cell(train, 4)} | {cell(losses, 4)} | {cell(accuracies, 2)} |"
 
 
 def table(rates: Sequence[float], steps: int, widths: Sequence[int], seeds: int) -> list[str]:
@@ -104,8 +84,7 @@ def table(rates: Sequence[float], steps: int, widths: Sequence[int], seeds: int)
             if name not in best or float(loss[-1]) < best[name][0]:
                 best[name] = float(loss[-1]), lr
                 rows[name] = row(f"{name}, lr {lr:g}", [(loss, accuracy)], [float(train)])
-    lines += ["", f"{steps} steps, {seeds} seeds a width; ± is one standard error.", ""]
-    lines += ["| model | training loss | held-out loss | held-out accuracy, % |", "|---|---|---|---|"]
+    lines += ["", f"{steps} steps, {seeds} seeds a width; ± is one standard error.", "", *HEADER]
     lr = best["muP limit"][1]
     for width in widths:
         runs = [trained(width, lr, steps, seed) for seed in range(seeds)]
@@ -115,17 +94,9 @@ def table(rates: Sequence[float], steps: int, widths: Sequence[int], seeds: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rates", type=float, nargs="+", default=[8.0, 12.0, 32.0, 128.0])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 256, 1024])
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__, rates=[8.0, 12.0, 32.0, 128.0], steps=40, widths=[16, 64, 256, 1024], seeds=8)
     options = parser.parse_args()
-    text = "\n".join(table(options.rates, options.steps, options.widths, options.seeds)) + "\n"
-    if options.out:
-        options.out.write_text(text)
-    print(text)
+    write(table(options.rates, options.steps, options.widths, options.seeds), options.out)
 
 
 if __name__ == "__main__":
