@@ -26,15 +26,6 @@ COMPOSITE = frozenset(
     )
 )
 """Targets that the tracer writes as others of the same rule."""
-CONSTANT = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("zeros_like.default", "zeros.default", "new_zeros.default", "empty_like.default", "new_empty.default"),
-        *("ones_like.default", "ones.default", "new_ones.default", "full_like.default", "full.default"),
-        *("new_full.default", "scalar_tensor.default", "fill.Scalar", "_new_zeros_with_same_feature_meta.default"),
-    )
-)
-"""Targets that the tracer of a sample evaluates itself, as they depend on no input."""
 
 
 def sample(targets: str, f: Sample) -> None:
@@ -162,6 +153,24 @@ sample(
     "split_with_sizes.default unsafe_split_with_sizes.default cat.default",
     lambda h, m: torch.cat(h.split([2, 4], 1)[::-1], 1) * torch.cat(h.unsafe_split_with_sizes([1, 5], 1), 1),
 )
+
+
+def written(empty: Callable[[Tensor], Tensor]) -> Sample:
+    """Rows of h written into fresh memory, in another order."""
+
+    def f(h: Tensor, m: Any) -> Tensor:
+        out = empty(h)
+        out[:, 1:] = h[:, :-1].sin()
+        out[:, 0] = h[:, -1]
+        return out
+
+    return f
+
+
+sample("empty_like.default", written(torch.empty_like))
+sample("new_empty.default", written(lambda h: h.new_empty(h.shape)))
+sample("empty.memory_format", written(lambda h: torch.empty(h.shape)))
+sample("select_scatter.default", lambda h, m: torch.select_scatter(h, h[:, 2].sin(), 1, -1))
 sample("slice_scatter.default", lambda h, m: torch.slice_scatter(h, h[:, :2].sin(), 1, 2, 4))
 
 # indexing

@@ -56,6 +56,12 @@ def training(**changes: Any) -> dict[str, Any]:
     return {"targets": Y, "loss": F.mse_loss, "optimizer": sgd, "steps": 1} | changes
 
 
+def half_written(m: Any, x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(h := m.fc(x))
+    out[0] = h[0]
+    return m.out(out)
+
+
 NAN = torch.where(torch.arange(15).reshape(5, 3) == 7, torch.nan, X)
 
 
@@ -180,6 +186,7 @@ def changes_leaf(model: Any, x: torch.Tensor) -> torch.Tensor:
         (lambda m, x: m.out(m.fc(x)).mean(0), ["batch", "(2,)"]),
         (lambda m, x: torch.complex(m.out(m.fc(x)), m.out(m.fc(x))), ["complex"]),
         (lambda m, x: 1 // 0, ["ZeroDivisionError", "own forward"]),
+        (half_written, ["NaN", "torch.empty", "outputs, step 0"]),
         (lambda m, x: m.out(F.linear(m.fc(x), nn.Parameter(torch.zeros(m.n, m.n)))), ["does not own"]),
     ],
 )

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_samples import COMPOSITE, CONSTANT, SAMPLES, Sample, Sampled
+from rule_samples import COMPOSITE, SAMPLES, Sample, Sampled
 
 from tpcompile.capture import capture
 from tpcompile.capture.graph import Capture
@@ -45,7 +45,7 @@ def targets(captured: Capture) -> set[str]:
 
 def test_every_rule_has_a_sample():
     registered = rules()
-    assert set(registered) == set(SAMPLES) | COMPOSITE | CONSTANT
+    assert set(registered) == set(SAMPLES) | COMPOSITE
     sampled = {registered[target] for target in SAMPLES}
     assert all(registered[target] in sampled for target in COMPOSITE)
 
@@ -55,7 +55,7 @@ def test_rule_is_exact(f):
     captured = capture(make(f), *arguments(f))
     traced = targets(captured)
     assert set(GROUPS[f]) <= traced
-    assert not traced & (COMPOSITE | CONSTANT)
+    assert not traced & COMPOSITE
     lowered = lower(captured, Fraction(1), width=WIDTH)
     outputs, _ = requests(captured, lowered)
     program = finish(lowered.context.algebra.builder, outputs)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/agreement.py --out agreement      # all (about 25 minutes on one core): agreement.json, .md
     python tests/benchmarks/agreement.py "mup tanh" tied      # configurations whose names contain one of these
+    python tests/benchmarks/agreement.py minibatches --times 4    # four times as many seeds, all others than before
 
 What is in ``--out`` already is not run again. The criterion is that of :class:`comparison.Comparison`.
 """
@@ -48,8 +49,8 @@ HEAD = (
 )
 
 
-def run(name: str, study: Study, seeds: dict[int, int]) -> dict[str, Any]:
-    """One configuration: its row as plain numbers."""
+def run(name: str, study: Study, seeds: dict[int, int], times: int = 1) -> dict[str, Any]:
+    """One configuration: its row as plain numbers. With ``times`` the seeds of a study of its own."""
     s, begin = study.setup, time.process_time()
     compiled = tp.compile(s.make, s.inputs, s.targets, s.loss, steps=s.steps)
     options: dict[str, Any] = {"particles": PARTICLES, "replicas": REPLICAS}
@@ -57,7 +58,8 @@ def run(name: str, study: Study, seeds: dict[int, int]) -> dict[str, Any]:
         options["output_init"] = s.output_init
     limit = compiled.evaluate(**options)
     after_limit = time.process_time()
-    first = zlib.crc32(name.encode()) % 100_000 * 10_000
+    first = zlib.crc32((name if times == 1 else f"{name} * {times}").encode()) % 100_000 * 10_000
+    seeds = {n: count * times for n, count in seeds.items()}
     samples = run_widths(s, compiled.activations, seeds, first)
     assert limit.loss is not None
     row: dict[str, Any] = {
@@ -174,6 +176,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of names; all configurations without")
     parser.add_argument("--out", type=Path, help="writes OUT.json and OUT.md as results come")
     parser.add_argument("--quick", action="store_true", help="small widths and few seeds: a try, not a study")
+    parser.add_argument("--times", type=int, default=1, help="so many times the seeds, and fresh ones")
     parser.add_argument("--list", action="store_true", help="names only")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -186,7 +189,7 @@ def main() -> None:
     print(" | ".join(HEAD), flush=True)
     for name in wanted:
         if name not in done:
-            done[name] = run(name, known[name](), QUICK if args.quick else SEEDS)
+            done[name] = run(name, known[name](), QUICK if args.quick else SEEDS, args.times)
         print(" | ".join(cells(done[name])), flush=True)
         rows = [done[n] for n in known if n in done]
         if args.out and store:

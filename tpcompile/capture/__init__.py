@@ -92,8 +92,7 @@ def _magnitudes(aligned: Aligned) -> dict[str, float]:
 def _select_activations(
     aligned: Aligned, trace: ProbeTrace, growing: bool, finite: bool
 ) -> tuple[Aligned, tuple[str, ...]]:
-    """Keep the activations that the user tapped, and module outputs with a batch and a width axis, or ``finite`` ones.
-    """
+    """Keep the activations that the user tapped, and module outputs with batch and width axes, or ``finite`` ones."""
     if not growing:
         _check_outputs_finite(aligned)
 

@@ -7,6 +7,7 @@ tensor carries its node as an attribute, which lives exactly as long as the tens
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from functools import cache
@@ -37,7 +38,13 @@ _VALUE_FREE = frozenset(
         torch.ops.aten.fill.Scalar,
     }
 )
-_UNINITIALISED = frozenset({torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default})
+_UNINITIALISED = frozenset(
+    {
+        *(torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default),
+        *(torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default),
+        torch.ops.aten.new_empty_strided.default,
+    }
+)
 _READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
 # Tagged as reading values for the sake of boolean masks; integer indices decide no shape.
 _INDEXING = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor})
@@ -192,6 +199,8 @@ class Tracer(TorchDispatchMode):
         if func is torch.ops.aten._efficientzerotensor.default:  # forward-mode zeros: as zeros they need no rules
             func = torch.ops.aten.zeros.default
         out = func(*args, **kwargs)
+        if func in _UNINITIALISED and out.is_floating_point():
+            out.fill_(math.nan)  # what reads it shows it
         if func in _HIDDEN_MUTATION and mutated:
             return self._batch_norm(func, args, node_args, mutated, out)
         if isinstance(out, torch.Tensor) or (

@@ -53,6 +53,7 @@ def trace_run(module: nn.Module, updates: Updates, arguments: Arguments, width: 
         raise
     finally:
         run.tracer.release()
+    _refuse_nan(run.outputs["outputs/0"], width)
     tracer = run.tracer
     outputs = {name: tracer.node_of(value) for name, value in run.outputs.items()}
     graph, constants = tracer.graph, tracer.constants
@@ -69,6 +70,16 @@ def trace_run(module: nn.Module, updates: Updates, arguments: Arguments, width: 
         output_shape=run.output_shape,
         learning_rates=tuple(run.rates),
     )
+
+
+def _refuse_nan(outputs: Tensor, width: int) -> None:
+    bad = outputs.isnan().nonzero()
+    if len(bad):
+        raise CaptureError(
+            f"the model's output at initialisation is NaN at width {width} (first at index {bad[0].tolist()})",
+            where="outputs, step 0",
+            advice="look for memory that is never written (torch.empty), a softmax over nothing but -inf, 0/0",
+        )
 
 
 class _Run:

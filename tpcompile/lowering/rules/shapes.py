@@ -177,6 +177,15 @@ def slice_scatter(
     return ctx.add(ctx.add(x, ctx.negate(old)), ctx.embed(ctx.any(source), dim, start, end, step, axis))
 
 
+@rule("aten.select_scatter.default")
+def select_scatter(ctx: Context, x: Any, source: Any, dim: int, index: int) -> Any:
+    """``select_scatter(self, src, dim, index)``: self with one entry of an axis replaced"""
+    dim %= len(x.axes)
+    source = ctx.any(source)
+    row = ctx.with_axes(source, (*source.axes[:dim], (), *source.axes[dim:]))
+    return slice_scatter(ctx, x, row, dim, index, index + 1 if index != -1 else None)
+
+
 @rule("aten.cat.default")
 def cat(ctx: Context, tensors: Any, dim: int = 0) -> Any:
     """``cat(tensors, dim=0)``"""
