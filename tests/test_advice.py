@@ -286,6 +286,8 @@ def test_attention_with_its_default_scale(scale):
         assert report.verdict == "maximal update"
         assert "aligned" not in said(report)
     else:
-        assert report.verdict in ("unstable", "undecided")
+        assert report.verdict == "unstable"
+        assert "a product of two activations in" in report.first_problem
+        assert report.first_problem.endswith("grows like n^1/2 at step 1")
         assert "is n^0 at initialisation and n^1/2 at step 1, when training has aligned them" in said(report)
         assert "(attention: 1/d for 1/sqrt(d))" in said(report)

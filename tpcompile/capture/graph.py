@@ -52,15 +52,19 @@ class Origin:
     step: int
     source: str | None = None  # "file.py:12" where the tracer knows it
 
-    def __str__(self) -> str:
-        place = f"module '{self.module}'" if self.module else "the model's own forward"
+    @property
+    def place(self) -> str:
+        """In words, without step and line."""
         if self.phase == "update":
-            place = "the optimizer's update" + (f" of '{self.module}'" if self.module else "")
-        elif self.phase == "loss":
-            place = "the loss"
-        elif self.phase == "backward":
-            place = "the backward pass" + (f" of '{self.module}'" if self.module else "")
-        text = f"{place}, step {self.step}"
+            return "the optimizer's update" + (f" of '{self.module}'" if self.module else "")
+        if self.phase == "loss":
+            return "the loss"
+        if self.phase == "backward":
+            return "the backward pass" + (f" of '{self.module}'" if self.module else "")
+        return f"module '{self.module}'" if self.module else "the model's own forward"
+
+    def __str__(self) -> str:
+        text = f"{self.place}, step {self.step}"
         return text + (f" ({self.source})" if self.source else "")
 
 

@@ -49,8 +49,8 @@ class Sizes:
     Quantities: "value" and "change" (since initialisation) of activations, "outputs" and "loss"; "gradient" of
     activations and parameters; of parameters "update" (of one step), "effect" (of all updates so far on the output of
     the operation that uses it), "start" (what its initial values add to that output), "input" (what they are
-    multiplied with), "product" of the i-th product of two activations, and "propagated" (what the changes of
-    that input make of the output through the initial values).
+    multiplied with), "product" of the i-th product of two activations, behind the multipliers that follow it, and
+    "propagated" (what the changes of that input make of the output through the initial values).
     """
 
     found: Mapping[Key, Size]
@@ -58,9 +58,8 @@ class Sizes:
     undecided: Mapping[str, TpcompileError] = field(default_factory=dict)
     takeovers: tuple[str, ...] = ()  # numbers of updates that outgrow what they are added to, in words
     by_use: Mapping[UseKey, Size] = field(default_factory=dict)  # of parameters, for each operation that uses them
-    behind: Mapping[str, Fraction] = field(
-        default_factory=dict
-    )  # powers of n that what reads an activation multiplies by
+    behind: Mapping[str, Fraction] = field(default_factory=dict)  # powers of n that what reads an activation adds
+    products: tuple[str, ...] = ()  # where the products of two activations stand
 
     def __getitem__(self, key: Key) -> Size:
         return self.found.get(key, ZERO)
@@ -104,7 +103,8 @@ def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest
         by_use = {key: better(each[key], by_use[key]) if key in by_use else each[key] for key in each}
         if depth >= deepest or all(s.exact or s.bound > DEEPEST for s in found.values()):
             behind = {name: factor_behind(capture, capture.outputs[f"activation/{name}/0"].name) for name in names}
-            return Sizes(found, finite, lowered.undecided, takeovers(capture, lowered), by_use, behind)
+            places = tuple(node.origin.place for node in products(capture, 0))
+            return Sizes(found, finite, lowered.undecided, takeovers(capture, lowered), by_use, behind, places)
         depth += HALF
 
 
@@ -170,7 +170,7 @@ def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], froze
         for i, node in enumerate(products(capture, step)):
             value = first_result(lowered.nodes[node.name])
             if value is not None:
-                found["product", str(i), step] = size_of(value)
+                found["product", str(i), step] = scaled(size_of(value), factor_behind(capture, node.name))
     for name in parameter_names(capture):
         for quantity, step, use, size, small in _effects(capture, lowered, name):
             key = quantity, name, step

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tpcompile.parametrization.measure import Sizes
 from tpcompile.parametrization.report import ParameterReport
-from tpcompile.parametrization.sizes import Size
+from tpcompile.parametrization.sizes import Exponent, Size
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,35 @@ class Verdict:
     problem: str | None
 
 
+@dataclass(frozen=True)
+class Aligned:
+    """A product of two activations, such as attention logits, that is a random sum at first and an aligned one later."""
+
+    place: str
+    start: Exponent
+    step: int
+    later: Exponent
+
+
+def aligned(sizes: Sizes, steps: int) -> list[Aligned]:
+    """Products that are O(1) at initialisation and grow later, behind the multipliers that follow them."""
+    found = []
+    for i, place in enumerate(sizes.products):
+        start = sizes["product", str(i), 0].exponent
+        later = ((t, sizes["product", str(i), t].exponent) for t in range(1, steps + 1))
+        step, grown = next(((t, e) for t, e in later if e is not None and e > 0), (0, None))
+        if start is not None and start <= 0 and grown is not None:
+            found.append(Aligned(place, start, step, grown))
+    return found
+
+
 def verdict(
     sizes: Sizes, activations: tuple[str, ...], steps: int, parameters: Mapping[str, ParameterReport]
 ) -> Verdict:
     """The class of a parametrization.
 
-    Stable: activations of growing width Θ(1) at initialisation (or exactly zero), finite ones O(1), every change O(1).
+    Stable: activations of growing width Θ(1) at initialisation (or exactly zero), finite ones O(1), every change O(1),
+    those of products of two activations (attention logits) included.
     Behind an interior readout, which is small before training, they may be small at initialisation if training makes
     them Θ(1).
     Trivial: the outputs' change vanishes. Feature learning: an activation of growing width changes by Θ(1); maximal
@@ -69,6 +92,9 @@ def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tu
     undecided: str | None = None
     transient = False  # a finite value has been small, as readouts are before training: what follows inherits it
     for step in range(steps + 1):
+        grown = next((p for p in aligned(sizes, steps) if p.step == step), None)
+        if grown is not None and undecided is None:
+            return f"a product of two activations in {grown.place} grows like n^{grown.later} at step {step}", None
         for name in (*activations, "outputs"):
             quantity = "change" if step else "value"
             size = sizes.used(quantity, name, step)
@@ -78,12 +104,12 @@ def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tu
                 undecided = undecided or f"{what} {when} is not decided: {size} ({size.reason})"
             elif size.exponent is not None and size.exponent > 0:
                 return (f"{what} {when} grows like n^{size.exponent}", None) if not undecided else (None, undecided)
-            grown = name not in sizes.finite and name != "outputs"
+            wide = name not in sizes.finite and name != "outputs"
             own = sizes[quantity, name, step].exponent
             small = not step and size.exponent is not None and -math.inf < size.exponent < 0
             small = small and own is not None and own < 0  # else a factor of a product, such as a scaled query
             grows_up = any(sizes.used("change", name, t).exponent == 0 for t in range(1, steps + 1))
-            transient = transient or (small and not grown and grows_up)
-            if small and grown and not (transient and grows_up):
+            transient = transient or (small and not wide and grows_up)
+            if small and wide and not (transient and grows_up):
                 return f"{what} {when} vanishes like n^{size.exponent}", None
     return None, undecided

@@ -15,12 +15,11 @@ from tpcompile.laws import Law
 from tpcompile.parametrization.advice import advice_lines
 from tpcompile.parametrization.cases import cases, open_values
 from tpcompile.parametrization.changes import Run
-from tpcompile.parametrization.effects import products
 from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
 from tpcompile.parametrization.report import ParameterReport, Report, first_exponent
 from tpcompile.parametrization.sizes import Size
 from tpcompile.parametrization.solve import solve
-from tpcompile.parametrization.verdict import verdict
+from tpcompile.parametrization.verdict import aligned, verdict
 
 Batches = Tensor | Sequence[Tensor]
 
@@ -118,7 +117,11 @@ def _notes(parameters: Mapping[str, ParameterReport], sizes: Sizes, setup: Captu
     start = sizes["value", "outputs", 0].exponent
     if start is not None and -math.inf < start < 0:
         notes.append(f"the outputs at initialisation are n^{start}: a transient that training replaces, not a fault")
-    notes += _aligned(sizes, setup)
+    notes += [
+        f"a product of two activations in {p.place} is n^{p.start} at initialisation and n^{p.later} at step {p.step}, "
+        f"when training has aligned them: divide it by n^{p.later} more (attention: 1/d for 1/sqrt(d))"
+        for p in aligned(sizes, setup.steps)
+    ]
     still = [
         p.name
         for p in parameters.values()
@@ -127,18 +130,3 @@ def _notes(parameters: Mapping[str, ParameterReport], sizes: Sizes, setup: Captu
     if still:
         notes.append(f"never moved in {setup.steps} steps (its gradient is exactly zero): {', '.join(still)}")
     return tuple(notes)
-
-
-def _aligned(sizes: Sizes, setup: Capture) -> list[str]:
-    """Products of two activations, such as attention logits, that are random sums at first and aligned ones later."""
-    notes = []
-    for i, node in enumerate(products(setup, 0)):
-        start = sizes["product", str(i), 0].exponent
-        later = ((t, sizes["product", str(i), t].exponent) for t in range(1, setup.steps + 1))
-        step, grown = next(((t, e) for t, e in later if e is not None and e > 0), (0, None))
-        if start is not None and start <= 0 and grown is not None:
-            notes.append(
-                f"a product of two activations in {node.origin} is n^{start} at initialisation and n^{grown} at step "
-                f"{step}, when training has aligned them: divide it by n^{grown} more (attention: 1/d for 1/sqrt(d))"
-            )
-    return notes
