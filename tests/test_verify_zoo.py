@@ -17,7 +17,7 @@ DEFAULT = (
     "multi-query attention",
     "heads of fixed size",
     "SwiGLU and RMSNorm",
-    "mixture of experts, softmax",
+    "mixture of experts, top 2",
     "stacked experts, bmm",
     "adapters of fixed rank",
     "GRU",
@@ -73,3 +73,10 @@ def test_a_shift_behind_a_normalisation_has_the_effect_of_its_updates():
     """It starts at zero, where the output without it is the output without its updates."""
     report, _ = verified("depthwise separable")
     assert report.parameters["norm.bias"].effect_exponent == 0
+
+
+def test_which_experts_are_best_has_no_limit_where_two_meet():
+    """Sizes are followed, numbers are not: at initialisation all logits tend to zero."""
+    make = maximal(MODELS["mixture of experts, top 2"], torch.optim.SGD)
+    with pytest.raises(tp.errors.TpcompileError, match="the largest of computed values"):
+        tp.compile(make, TOKENS)

@@ -98,7 +98,7 @@ def lower(
                 raise _first_growth(seen, error, node) from error
             else:
                 raise
-        except (AssertionError, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             wrapped = UnsupportedOperationError(
                 f"the rule of {node.target} does not cover this call ({type(error).__name__}: {error})",
                 where=algebra.place,

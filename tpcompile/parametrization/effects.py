@@ -212,7 +212,7 @@ def replayed(capture: Capture, lowered: Lowered, node: GraphNode, other: Mapping
     context.algebra.builder.origin = str(node.origin)
     try:
         return interpret(context, capture, node, ChainMap(dict(other), dict(lowered.nodes)))
-    except (TpcompileError, AssertionError, AttributeError, TypeError, ValueError, KeyError, IndexError):
+    except (TpcompileError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return unknown(node)
 
 

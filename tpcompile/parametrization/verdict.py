@@ -22,7 +22,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A product of two activations, such as attention logits, that is a random sum at first and an aligned one later."""
+    """A product of two activations, such as attention logits: a random sum at first, an aligned one later."""
 
     place: str
     start: Exponent

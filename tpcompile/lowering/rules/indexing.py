@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tpcompile.ir import Node
-from tpcompile.lowering.context import Context
+from tpcompile.ir import Finite, Node
+from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.gather import constant_index, entries, joint_index, known_index, moved, put, take
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.value import Axes, Value, has_width, is_width
@@ -75,6 +75,8 @@ def index_add(ctx: Context, x: Any, dim: int, index: Any, source: Any, alpha: An
 def gather(ctx: Context, x: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
     """``gather(self, dim, index)`` with an index that is repeated along the axes that grow"""
     x = moved(ctx, x)
+    if computed(ctx, index):
+        return _gathered(ctx, x, dim, index)
     joint, order, back = _along(ctx, x.axes, dim, index)
     finite = len(joint.dims)
     picked = take(ctx, ctx.algebra.permute(x, order), 0, finite, joint)
@@ -85,10 +87,79 @@ def gather(ctx: Context, x: Any, dim: int, index: Any, sparse_grad: bool = False
 def scatter_add(ctx: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
     """``scatter_add(self, dim, index, src)`` with an index that is repeated along the axes that grow"""
     x, source = moved(ctx, ctx.value(x)), moved(ctx, ctx.value(source))
+    if computed(ctx, index):
+        return ctx.add(x, _scattered(ctx, "aten.scatter_add.default", source, dim, index, x.axes))
     joint, order, back = _along(ctx, x.axes, dim, index)
     finite = len(joint.dims)
     added = put(ctx, ctx.algebra.permute(source, order), 0, joint, tuple(x.axes[i] for i in order[:finite]))
     return ctx.add(x, ctx.algebra.permute(added, back))
+
+
+@rule("aten.scatter.src")
+def scatter(ctx: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
+    """``scatter(self, dim, index, src)`` of finite axes"""
+    x, source = moved(ctx, ctx.value(x)), moved(ctx, ctx.value(source))
+    if has_width(x.axes):
+        raise ctx.unsupported("entries of growing values overwritten at places given by a tensor")
+    return ctx.add(_erased(ctx, x, dim, index), _scattered(ctx, "aten.scatter.src", source, dim, index, x.axes))
+
+
+@rule("aten.topk.default")
+def topk(ctx: Context, x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """``topk(self, k, dim=-1, largest=True, sorted=True)``: values and places
+
+    The places are those of the leading term: where it is a random sum, they are random. A limit needs that no two
+    entries agree, which nothing here can know, so only sizes are followed.
+    """
+    x = moved(ctx, ctx.value(x))
+    if not (ctx.beyond or ctx.algebra.width) or has_width(x.axes):
+        raise ctx.unsupported("the largest of computed values: which they are jumps where two of them meet")
+    if x.remainder is not None and (not x.terms or x.remainder >= x.terms[0][0]):
+        raise ctx.unsupported("the largest of values whose leading order is not known")
+    node = x.terms[0][1] if x.terms else ctx.algebra.limit(x)
+    dims = tuple(k if i == dim % len(x.axes) else d for i, d in enumerate(_lengths(x)))
+    op = Finite("aten.topk.default", (("%", 0), k, dim, largest, sorted), (), 1, dims)
+    index = ctx.constant(ctx.node(op, ctx.algebra.nodes.view(node, _lengths(x))))
+    return [_gathered(ctx, x, dim, index), index]
+
+
+def computed(ctx: Context, index: Any) -> bool:
+    """True if an index depends on initial values."""
+    return isinstance(index, Value) and not has_width(index.axes) and bool(index.terms) and ctx.known(index) is None
+
+
+def _gathered(ctx: Context, x: Value, dim: int, index: Value) -> Value:
+    """Entries of finite axes at a computed index."""
+    op = Finite("aten.gather.default", (("%", 0), dim, ("%", 1)), (), None, _lengths(index))
+    place = _node(ctx, index)
+    return ctx.linear(
+        x, op.shape, lambda n: ctx.node(op, n, place), before=_lengths(x), axes=index.axes
+    )  # fmt: skip
+
+
+def _scattered(ctx: Context, target: str, source: Value, dim: int, index: Value, axes: Axes) -> Value:
+    """The source at a computed index of zeros of finite axes."""
+    zeros = ctx.algebra.zeros(axes)
+    op = Finite(target, (("%", 2), dim, ("%", 1), ("%", 0)), (), None, _lengths(zeros))
+    place, rest = _node(ctx, index), _node(ctx, zeros)
+    return ctx.linear(
+        source, op.shape, lambda n: ctx.node(op, n, place, rest), before=_lengths(source), axes=axes
+    )  # fmt: skip
+
+
+def _erased(ctx: Context, x: Value, dim: int, index: Value) -> Value:
+    """Zero at a computed index."""
+    op = Finite("aten.scatter.value", (("%", 0), dim, ("%", 1), 0.0), (), None, _lengths(x))
+    place = _node(ctx, index)
+    return ctx.linear(x, op.shape, lambda n: ctx.node(op, n, place), before=_lengths(x), axes=x.axes)
+
+
+def _node(ctx: Context, x: Value) -> Node:
+    return ctx.algebra.nodes.view(ctx.algebra.limit(x), _lengths(x))
+
+
+def _lengths(x: Value) -> tuple[int, ...]:
+    return tuple(length(a) for a in x.axes)
 
 
 def _along(ctx: Context, axes: Axes, dim: int, index: Value) -> tuple[Node, list[int], list[int]]:
