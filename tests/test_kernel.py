@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import kernel_specs
 import torch
 from torch import Tensor, nn
 
@@ -87,3 +88,10 @@ def test_a_mean_over_positions_counts_what_does_not_depend_on_them() -> None:
     mean = x.mean(1)
     torch.testing.assert_close(nngp, mean @ mean.T + 1, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ntk, 2 * (mean @ mean.T + 1), rtol=1e-12, atol=1e-12)
+
+
+def test_the_derivative_of_an_error_function_has_a_closed_form() -> None:
+    k = tp.kernel(kernel_specs.make(kernel_specs.deep(2, kernel_specs.ERF, 1.4, 0.1), (3,)), torch.zeros(3))
+    k.ntk(torch.randn(2, 3, generator=torch.Generator().manual_seed(0)))
+    assert "closed: Gaussian x Gaussian" in [form for form, _ in k.forms]
+    assert all(form.startswith("closed") for form, _ in k.forms)

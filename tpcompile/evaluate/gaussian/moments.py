@@ -20,6 +20,7 @@ from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import TpcompileError
 from tpcompile.evaluate.domains import find_domains
 from tpcompile.evaluate.gaussian import axes, groups, response
+from tpcompile.evaluate.gaussian.recognise import monomial, negative_square
 from tpcompile.evaluate.gaussian.structure import Structure, input_nodes, is_linear_move
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -100,6 +101,7 @@ class Moments:
         self.sampled = False  # whether an expectation needs draws
         self._moments: dict[object, tuple[Array | None, tuple[Label, ...]]] = {}
         self._slopes: dict[Node, Node] = {}
+        self._curves: dict[Node, Node | None] = {}
 
     def found_error(self, form: int, error: float) -> None:
         """Keep the largest error of an expectation whose error shows only when it is evaluated."""
@@ -218,6 +220,8 @@ class Moments:
             power = monomial(op)
             if power is not None:
                 return [(Term(power[0]), (self.broadcast(f, x[0]),) * power[1])]
+            if (curve := self._squared_exponential(f.node)) is not None:
+                return [(_ONE, (f.on(curve, f.labels),))]
         if isinstance(op, Permute):
             return [(_ONE, (axes.permuted(f),))]
         if isinstance(op, SplitWidth):
@@ -410,6 +414,17 @@ class Moments:
             self.structure.random.add(slope)
         return f.on(slope, f.labels)
 
+    def _squared_exponential(self, node: Node) -> Node | None:
+        """``exp(-c x^2)`` of a Gaussian x as one registered function of it."""
+        if node not in self._curves:
+            self._curves[node] = None
+            found = negative_square(node)
+            if found is not None and found[1].dims == node.dims and self.structure.gaussian(found[1]):
+                op = Map("squared_exponential", 0, (("precision", found[0]),))
+                curve = self._curves[node] = Node(op, (found[1],), node.dims, node.serial)
+                self.structure.random.add(curve)
+        return self._curves[node]
+
     def unfactorised(self, what: str, node: Node) -> FactorisationError:
         """The error for an expectation that is out of reach."""
         return FactorisationError(
@@ -433,11 +448,3 @@ def unified(deltas: Sequence[tuple[Label, Label]]) -> dict[Label, Label]:
         if a != b:
             names[max(a, b)] = min(a, b)
     return {x: root(x) for x in names}
-
-
-def monomial(op: Map) -> tuple[float, int] | None:
-    """A small whole power, or a derivative of one, as coefficient and exponent."""
-    exponent = dict(op.params).get("exponent")
-    if op.fn != "pow" or exponent not in (1, 2, 3, 4) or op.order > exponent:
-        return None
-    return float(math.perm(int(exponent), op.order)), int(exponent) - op.order
