@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import docs_duals
-import docs_tour
 import pytest
 from docs_nonlinearities import PAGE, page
 
@@ -57,11 +56,6 @@ def test_snippets_of_the_random_matrices_page_run_in_order(capsys: pytest.Captur
     for snippet in blocks((ROOT / "docs" / "random-matrices.md").read_text(encoding="utf-8"), "python"):
         exec(compile(snippet, "random-matrices.md", "exec"), names)
     assert "W Wᵀ W Wᵀ" in capsys.readouterr().out
-
-
-def test_the_tour_prints_what_it_says() -> None:
-    assert docs_tour.PAGE.read_text(encoding="utf-8") == docs_tour.page(), "run python tests/docs_tour.py"
-    assert {path.stem for path in docs_tour.FOLDER.glob("*.py")} == set(docs_tour.CHAPTERS)
 
 
 def test_set_up_is_two_commands() -> None:
