@@ -67,7 +67,6 @@ def _grows(report: tp.Report, step: int) -> bool:
 
 # Why the slopes of these at widths 64 to 1024 do not show the exponents.
 UNRESOLVED = {
-    9: "a mean that vanishes only under a joint flip (below)",
     13: "LayerNorm and a relu: local slopes of the logits 0.64, then 0.79, towards 1",
     35: "-1.21, then -1.13, towards -1",
 }
@@ -87,7 +86,6 @@ def test_exponents_of_many_architectures(seed):
     assert not wrong, architecture(seed)
 
 
-@pytest.mark.xfail(strict=True, reason="signs are followed under flips of one parameter, not of several together")
 def test_a_mean_that_vanishes_only_under_a_joint_flip():
     """x is odd in W1 and relu(W2 x) is odd in none, but flipping both leaves it: x · relu(W2 x) is odd in the two.
 

@@ -9,7 +9,7 @@ mean sigma^2 <a, b> / n, of order n^(-1/2), and its sum over the width is as lar
 from __future__ import annotations
 
 from tpcompile.analysis import blocks
-from tpcompile.analysis.parity import LocalParity, Parity
+from tpcompile.analysis.parity import Parity
 from tpcompile.ir import (
     Expand,
     Gaussian,
@@ -30,7 +30,7 @@ from tpcompile.laws import is_symmetric
 def centred(g: Node) -> bool:
     """True if the summand of a Gaussian scalar has mean zero whatever the Gram matrices of its Gaussians are."""
     assert isinstance(g.op, Gaussian)
-    if LocalParity().vanishes(*(x for x in g.operands if x.kind == "vector")):
+    if Parity().centred(*(x for x in g.operands if x.kind == "vector")):
         return True
     return blocks.vanishes(g.op.spec, g.operands, local=True)
 
@@ -40,8 +40,7 @@ def settled(a: Node, b: Node, same_axis: bool, parity: Parity) -> bool:
     reach_a, reach_b = _reach(a.operands), _reach(b.operands)
     if not same_axis:
         shared = {x for x in reach_a & reach_b if x.kind == "matrix"}
-        odd_a, odd_b = ({s.odd for s in parity.products(g.operands)} for g in (a, b))
-        return not shared or all(x != y for x in odd_a for y in odd_b)
+        return not shared or parity.orthogonal(a.operands, b.operands)
     sides = {(x.operands[0], x.op.transpose) for x in reach_a | reach_b if isinstance(x.op, MatMul)}
     if not any((w, True) in sides and (w, False) in sides for w, _ in sides):
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from tpcompile.analysis.parity import Parity
 from tpcompile.ir import Init, MatMul, Node, Program, Width
@@ -101,12 +102,11 @@ def _product(node: Node, earlier: dict[Node, Product], parity: Parity) -> Produc
 
 
 def _odd(parity: Parity, g: Node, x: Node) -> frozenset[str]:
-    """Parameters that make ``E[dZ^x / dẐ^g]`` vanish: under their flip it has the sign of ``Z^x`` times that of g."""
-    signs = [a * b for a in parity.signatures(g) for b in parity.signatures(x)]
-    if not all(s.odd for s in signs):
+    """What makes ``E[dZ^x / dẐ^g]`` vanish: it has the sign of ``Z^x`` times that of ``Ẑ^g``."""
+    if not parity.derivative_vanishes(g, x):
         return frozenset()
-    common = frozenset.intersection(*(s.odd for s in signs))
-    return common or frozenset.union(*(s.odd for s in signs))
+    signs = [parity.names(a * b) for a, b in product(parity.gaussian(g), parity.signatures(x))]
+    return frozenset.intersection(*signs) or frozenset.union(*signs)
 
 
 def _variance(matrix: Node) -> float:

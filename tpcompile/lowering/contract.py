@@ -143,8 +143,7 @@ class Contractions:
         """True if the other factor is odd in a parameter that the value was not computed from."""
         if value.touches is None or other.remainder is not None or not other.terms:
             return False
-        odd = [s.odd for _, node in other.terms for s in self.a.parity.signatures(node)]
-        return bool(frozenset.intersection(*odd) - value.touches)
+        return all(self.a.parity.odd_beyond(node, value.touches) for _, node in other.terms)
 
     def moment(
         self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]
