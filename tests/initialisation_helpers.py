@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from tpcompile.capture.initialisation import Recording, parameter_laws, record
 from tpcompile.errors import InitialisationError
-from tpcompile.laws import Law
+from tpcompile.laws import ParameterLaw
 
 WIDTHS = (8, 12, 24)
 HALF = Fraction(1, 2)
 
 
-def laws_of(make: Callable[[int], Any], overrides: dict[str, Law] | None = None) -> dict[str, Law]:
+def laws_of(make: Callable[[int], Any], overrides: dict[str, ParameterLaw] | None = None) -> dict[str, ParameterLaw]:
     """Laws of what ``make`` returns: a module, a dict of tensors, or one tensor, named 'w'."""
     recordings = {n: record(make, n) for n in WIDTHS}
     return parameter_laws(recordings, {n: named(r) for n, r in recordings.items()}, overrides)
@@ -31,7 +31,7 @@ def named(recording: Recording) -> dict[str, Tensor]:
     return result if isinstance(result, dict) else {"w": result}
 
 
-def law(make: Callable[[int], Any]) -> Law:
+def law(make: Callable[[int], Any]) -> ParameterLaw:
     return laws_of(make)["w"]
 
 
@@ -53,7 +53,7 @@ def inplace(function: Callable[[Tensor, int], Any], *shape: int) -> Callable[[in
     return make
 
 
-def close(found: Law, expected: Law, rel: float = 1e-12) -> bool:
+def close(found: ParameterLaw, expected: ParameterLaw, rel: float = 1e-12) -> bool:
     assert type(found) is type(expected)
     assert found.width_exponent == expected.width_exponent
     assert vars(found) == pytest.approx(vars(expected), rel=rel)

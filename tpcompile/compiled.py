@@ -134,9 +134,7 @@ class Compiled:
             **options,
         )
 
-    def symbolic(
-        self, symbols: Sequence[str] = ("eta", "gram", "targets"), output_init: str | None = None
-    ) -> Symbolic:
+    def symbolic(self, symbols: Sequence[str] = ("eta", "gram", "targets"), output_init: str | None = None) -> Symbolic:
         """The limit as formulas: sympy expressions in a factor eta of all learning rates, the Gram matrix and targets.
 
         For networks whose pointwise functions are polynomials, with a loss such as mean squared error; small cases,

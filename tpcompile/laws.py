@@ -60,6 +60,27 @@ class Orthogonal:
 Law = Normal | Uniform | TruncatedNormal | Constant | Orthogonal
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """Consecutive slices of one axis of a parameter, each with a law of its own.
+
+    A row of zeros in an embedding (``padding_idx``), the bias of a forget gate. ``ends[k]`` is where slice k ends, as
+    ``(c, p)`` for ``c * n**p``; the first slice starts at 0, each other where the one before it ends.
+    """
+
+    axis: int
+    ends: tuple[tuple[Fraction, int], ...]
+    laws: tuple[Law, ...]
+
+    @property
+    def width_exponent(self) -> Fraction:
+        """The largest power of n among the slices that are not zero."""
+        return max(Fraction(law.width_exponent) for law in self.laws if law != Constant(0.0))
+
+
+ParameterLaw = Law | Pieces
+
+
 def mean_and_std(law: Law) -> tuple[float, float]:
     """Mean and standard deviation of an entry without its power of n (an orthogonal law has none)."""
     match law:

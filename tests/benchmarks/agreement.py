@@ -1,6 +1,6 @@
 """The agreement study: limit against extrapolated finite width. Prints its table; ``--out`` keeps it.
 
-    python tests/benchmarks/agreement.py --out agreement      # all (about 25 minutes on one core): agreement.json, .md
+    python tests/benchmarks/agreement.py --out agreement      # all (about 12 minutes on one core): agreement.json, .md
     python tests/benchmarks/agreement.py "mup tanh" tied      # configurations whose names contain one of these
     python tests/benchmarks/agreement.py minibatches --times 4    # four times as many seeds, all others than before
 

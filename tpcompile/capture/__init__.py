@@ -20,7 +20,7 @@ from tpcompile.capture.probe import Probe, build, check_shapes, preserved_state
 from tpcompile.capture.tap import tap
 from tpcompile.capture.unroll import ProbeTrace, trace_run
 from tpcompile.errors import FactoryError, InitialisationError, UsageError
-from tpcompile.laws import Constant, Law, Normal
+from tpcompile.laws import Constant, Law, Normal, ParameterLaw
 
 __all__ = ["Capture", "GraphNode", "Origin", "Ref", "Scaled", "Size", "capture", "tap"]
 
@@ -144,7 +144,7 @@ def _show_shape(shape: tuple[Size, ...]) -> str:
 
 def _leaf_values(
     aligned: Aligned, probes: Sequence[Probe], overrides: dict[str, Law], rates: dict[str, Scaled]
-) -> tuple[Aligned, dict[str, torch.Tensor], dict[str, Law]]:
+) -> tuple[Aligned, dict[str, torch.Tensor], dict[str, ParameterLaw]]:
     """Laws of parameters, directions and buffers; a fixed buffer that is the same at every width becomes a constant."""
     recordings = {p.width: p.recording for p in probes}
     widths = tuple(recordings)

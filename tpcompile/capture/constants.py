@@ -14,7 +14,7 @@ from tpcompile.capture.graph import GraphNode, Ref
 from tpcompile.capture.initialisation import Recording, parameter_laws
 from tpcompile.capture.powers import power_of
 from tpcompile.errors import FactoryError, InitialisationError
-from tpcompile.laws import Constant, Law
+from tpcompile.laws import Constant, Law, ParameterLaw
 
 _FLOAT32_ROUNDING = 1e-6
 
@@ -25,7 +25,7 @@ class Folded:
 
     aligned: Aligned
     data: dict[str, Tensor]
-    laws: dict[str, Law]
+    laws: dict[str, ParameterLaw]
 
 
 def fold_constants(aligned: Aligned, recordings: Mapping[int, Recording]) -> Folded:
@@ -37,7 +37,7 @@ def fold_constants(aligned: Aligned, recordings: Mapping[int, Recording]) -> Fol
     widths = tuple(recordings)
     nodes = dict(aligned.nodes)
     data: dict[str, Tensor] = {}
-    laws: dict[str, Law] = {}
+    laws: dict[str, ParameterLaw] = {}
     made: dict[Any, Ref] = {}
     through: dict[str, Ref] = {}
     for name, row in aligned.rows.items():
@@ -75,7 +75,7 @@ def fold_constants(aligned: Aligned, recordings: Mapping[int, Recording]) -> Fol
     return Folded(Aligned(merged, outputs, aligned.rows), data, laws)
 
 
-def _identity(node: GraphNode, value: Tensor | Law) -> Any:
+def _identity(node: GraphNode, value: Tensor | ParameterLaw) -> Any:
     """Equal for constants that are the same value; a random law is a value of its own each time."""
     if isinstance(value, Tensor):
         return (
@@ -91,7 +91,7 @@ def _identity(node: GraphNode, value: Tensor | Law) -> Any:
     return (node.shape, node.dtype, value) if isinstance(value, Constant) else node.name
 
 
-def _recorded(values: Sequence[Tensor], recordings: Mapping[int, Recording]) -> Law | None:
+def _recorded(values: Sequence[Tensor], recordings: Mapping[int, Recording]) -> ParameterLaw | None:
     """The recorded law if it is random; constants are read from the values."""
     named = {width: {"constant": value} for width, value in zip(recordings, values, strict=True)}
     try:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
+from tpcompile.capture.pieces import made_alike, read_pieces
+from tpcompile.laws import Constant, Law, Normal, Orthogonal, ParameterLaw, TruncatedNormal, Uniform
 
 ROUNDING = 1e-12  # two numbers computed in double precision in different orders are equal up to this
 MAX_PARENTS = 16  # a draw made of more draws than this is not followed further
@@ -222,11 +223,26 @@ class Ledger:
 
     # -- reading a law ------------------------------------------------------------------------
 
-    def read(self, cells: Cells, actual: Tensor) -> Law | str:
+    def read(self, cells: Cells, actual: Tensor) -> ParameterLaw | str:
         """The law of a tensor's entries, or why it has none: a predicate, as in "is never written".
 
         ``cells`` has the shape of ``actual``, the tensor itself.
         """
+        law = self._one_law(cells, actual)
+        if not isinstance(law, str) or not actual.ndim or bool((cells.draw < 0).any()):
+            return law
+        random = cells.draw[cells.draw > 0]
+        if random.numel() and self._shared(random) is not None:
+            return law
+
+        def part(axis: int, start: int, end: int) -> Law | str:
+            narrow = lambda x: x.narrow(axis, start, end - start)
+            return self._one_law(Cells(*map(narrow, cells)), narrow(actual))
+
+        group = self.group_index(cells.draw.clamp(min=1).reshape(-1)).reshape(cells.draw.shape)
+        return read_pieces(made_alike(cells.draw, group, cells.scale, cells.shift), part) or law
+
+    def _one_law(self, cells: Cells, actual: Tensor) -> Law | str:
         draw, scale, shift = (part.reshape(-1) for part in cells)
         if draw.numel() == 0:
             return Constant(0.0)
@@ -242,8 +258,8 @@ class Ledger:
         if bool((draw == 0).any()):
             share = float((draw == 0).double().mean())
             return (
-                f"has entries of different laws: {share:.1%} of them are constants, the others random; "
-                "only one law per parameter is supported"
+                f"has entries of different laws: {share:.1%} of them are constants, the others random; only slices of "
+                "one axis may have laws of their own"
             )
         if (shared := self._shared(draw)) is not None:
             return shared

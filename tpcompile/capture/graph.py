@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpcompile.laws import Law
+from tpcompile.laws import ParameterLaw
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Capture:
     nodes: tuple[GraphNode, ...]
     outputs: dict[str, Ref]
     data: dict[str, torch.Tensor]  # finite tensors: inputs, targets, constants met while tracing
-    laws: dict[str, Law]  # of every parameter, buffer and width-sized constant, by node name
+    laws: dict[str, ParameterLaw]  # of every parameter, buffer and width-sized constant, by node name
     learning_rates: dict[str, Scaled]  # of every parameter, from the optimizer's groups (1 without one)
     settings: dict[str, dict[str, Scaled]]  # of trained parameters: the numbers of their groups that are powers of n
     activations: tuple[str, ...]

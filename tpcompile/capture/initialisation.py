@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from tpcompile.capture.draws import Footprint
+from tpcompile.capture.powers import size_of
 from tpcompile.capture.recorder import Recorder
 from tpcompile.capture.transfer import NEGLIGIBLE, RULES
 from tpcompile.errors import InitialisationError, UsageError
-from tpcompile.laws import Constant, Law, Normal, TruncatedNormal
+from tpcompile.laws import Constant, Law, Normal, ParameterLaw, Pieces, TruncatedNormal
 
 MAX_DENOMINATOR = 12
 # Numbers may have gone through a few float32 roundings (std as a tensor); a wrong exponent or a
@@ -34,11 +35,11 @@ class Recording:
     result: Any
     recorder: Recorder
 
-    def law_of(self, tensor: Tensor) -> Law:
+    def law_of(self, tensor: Tensor) -> ParameterLaw:
         """The exact law of the entries of ``tensor`` (any shape) at this width, exponent 0.
 
         Raises :class:`InitialisationError` with the reason if the entries are not independent draws
-        of one law, or if the law is unknown.
+        of one law (or of one a slice), or if the law is unknown.
         """
         law = self.recorder.read(tensor)
         if isinstance(law, str):
@@ -107,6 +108,32 @@ def _truncated_normal(mean: float, std: float, low: float, high: float) -> Law:
     return Normal(std, mean) if outside <= 2 * NEGLIGIBLE else TruncatedNormal(std, low, high, mean)
 
 
+def fit_parameter(name: str, laws: Mapping[int, ParameterLaw]) -> ParameterLaw:
+    """:func:`fit_law`, slice by slice where slices have laws of their own; their ends must be ``c * n**p``."""
+    if not any(isinstance(law, Pieces) for law in laws.values()):
+        return fit_law(name, {n: law for n, law in laws.items() if not isinstance(law, Pieces)})
+    pieces = {n: law for n, law in laws.items() if isinstance(law, Pieces)}
+    first = next(iter(pieces.values()))
+    if len(pieces) < len(laws) or len({(p.axis, len(p.laws)) for p in pieces.values()}) > 1:
+        raise InitialisationError(
+            f"parameter '{name}' has entries of different laws, in slices that are not the same ones at each width",
+            advice=_advice(name),
+        )
+    ends = []
+    for k in range(len(first.ends)):
+        at_width = [int(p.ends[k][0]) for p in pieces.values()]
+        size = size_of(at_width, list(pieces))
+        ends.append(size and (size.coefficient, size.power))
+        if size is None or (ends[0] and size.power != ends[0][1]):
+            raise InitialisationError(
+                f"parameter '{name}' has entries of different laws, in slices that end at {at_width} at widths "
+                f"{list(pieces)}: no fixed share of an axis",
+                advice=_advice(name),
+            )
+    found = (fit_law(name, {n: p.laws[k] for n, p in pieces.items()}) for k in range(len(first.laws)))
+    return Pieces(first.axis, tuple(ends), tuple(found))
+
+
 def fit_law(name: str, laws: Mapping[int, Law]) -> Law:
     """One law ``n**e * law`` from the laws at each width (at least three, all exponents 0).
 
@@ -145,7 +172,7 @@ def parameter_laws(
     recordings: Mapping[int, Recording],
     tensors: Mapping[int, Mapping[str, Tensor]],
     overrides: Mapping[str, Law] | None = None,
-) -> dict[str, Law]:
+) -> dict[str, ParameterLaw]:
     """The law of every named tensor, from recordings and the tensors by name at each width.
 
     ``overrides`` replaces recorded laws; each of its names must be among the tensors. Two names of one
@@ -160,11 +187,11 @@ def parameter_laws(
     if unknown := sorted(set(overrides) - set(first)):
         raise UsageError(f"init names {unknown}, which are not among the parameters {sorted(first)}")
     recorded = [name for name in first if name not in overrides]
-    laws: dict[str, Law] = {}
+    laws: dict[str, ParameterLaw] = {}
     for name in recorded:
         at_width = {n: _read(recordings[n], name, named[name]) for n, named in tensors.items()}
         try:
-            laws[name] = fit_law(name, at_width)
+            laws[name] = fit_parameter(name, at_width)
         except InitialisationError as error:
             reads = sorted({place for r in recordings.values() for place in r.recorder.random_reads})
             if not reads:
@@ -189,7 +216,7 @@ def _check_independent(recording: Recording, named: Mapping[str, Tensor]) -> Non
             )
 
 
-def _read(recording: Recording, name: str, tensor: Tensor) -> Law:
+def _read(recording: Recording, name: str, tensor: Tensor) -> ParameterLaw:
     law = recording.recorder.read(tensor)
     if isinstance(law, str):
         raise InitialisationError(f"parameter '{name}' {law}", advice=_advice(name))

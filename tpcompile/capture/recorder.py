@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tpcompile.capture.draws import BaseLaw, Cells, Ledger, Stretch
-from tpcompile.laws import Law
+from tpcompile.laws import ParameterLaw
 
 FOREIGN = "was copied from data that tpcompile did not see being drawn"
 _TORCH = str(Path(str(torch.__file__)).parent)
@@ -114,7 +114,7 @@ class Recorder(TorchDispatchMode):
         view = lambda part: part.as_strided(value.size(), value.stride(), value.storage_offset())
         return Cells(*map(view, memory.cells))
 
-    def read(self, tensor: Tensor) -> Law | str:
+    def read(self, tensor: Tensor) -> ParameterLaw | str:
         """The law of a tensor's entries, or a predicate that says why it is unknown."""
         return self.ledger.read(self.cells(tensor), tensor)
 

@@ -250,6 +250,12 @@ class Context:
             x, flat(axes), lambda n: self.node(Slice(at, begin, end, step), n), before=flat(x.axes), axes=axes
         )
 
+    def slice_axis(self, axis: Axis, dim: int, start: Any, stop: Any) -> Axis:
+        """The axis of ``start:stop`` of an axis."""
+        if is_width(axis):
+            return self.parts.part(axis, dim, start, stop, 1).piece
+        return merge_finite([len(range(*slice(start, end_of(stop)).indices(length(axis))))])
+
     def embed(self, g: AnyValue, dim: int, start: Any, stop: Any, step: int, axis: Axis) -> AnyValue:
         """The adjoint of :meth:`part`: g at ``start:stop:step`` of an axis of zeros."""
         if is_width(axis):
@@ -374,6 +380,8 @@ class Context:
         if self.algebra.width is not None:
             return Value(axes, ((Fraction(0), node),))
         unknown = largest(*(x.remainder for x in operands))
+        if unknown is not None and unknown >= 0:  # an operand's limit is hidden: deeper series will tell
+            return Value(axes, (), unknown)
         below = sorted({e for x in operands for e, _ in x.terms if e < 0}, reverse=True)
         known = constant_value(node, self.algebra.builder.data)
         if known is not None and not bool(torch.isfinite(known).all()):

@@ -13,7 +13,7 @@ from typing import Any
 from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled, references
 from tpcompile.errors import InitialisationError, TpcompileError, UnstableError, UnsupportedOperationError
 from tpcompile.ir import Init
-from tpcompile.laws import Constant, Law, Normal, Orthogonal, mean_and_std
+from tpcompile.laws import Constant, Law, Normal, Orthogonal, ParameterLaw, Pieces, mean_and_std
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.context import Context, axis_of
 from tpcompile.lowering.functions import UNKNOWN
@@ -236,9 +236,14 @@ def _resolve(x: Any, values: Mapping[str, Any]) -> Any:
     return x
 
 
-def parameter(context: Context, name: str, law: Law, axes: Axes) -> AnyValue:
+def parameter(context: Context, name: str, law: ParameterLaw, axes: Axes) -> AnyValue:
     """A parameter at initialisation as a value (theory, section 1): matrices centred and Gaussian, the rest by law."""
     algebra = context.algebra
+    if isinstance(law, Pieces):
+        random = next((x for x in law.laws if not isinstance(x, Constant)), None)
+        if algebra.width is not None and random is not None:  # the weights are given: their laws do not count
+            return parameter(context, name, random, axes)
+        return _pieces(context, name, law, axes)
     widths = has_width(axes)
     if widths == 2:
         return _matrix(context, name, law, axes)
@@ -253,6 +258,35 @@ def parameter(context: Context, name: str, law: Law, axes: Axes) -> AnyValue:
     base = _without_power(law)
     node = algebra.builder.node(Init(name, base, flat(axes)))
     return Value(axes, ((exponent if algebra.width is None else Fraction(0), node),))
+
+
+def _pieces(context: Context, name: str, law: Pieces, axes: Axes) -> AnyValue:
+    """Slices of an axis, each an initial value of its own."""
+    if has_width(axes) > 1:
+        raise InitialisationError(
+            f"parameter '{name}' has slices of axis {law.axis} with different laws: of a matrix of two growing axes, "
+            "all entries must have one law",
+            advice="make each block a parameter of its own and join them in forward (torch.cat)",
+        )
+    whole, start, total = axes[law.axis], (Fraction(0), 0), None
+    for end, own in zip(law.ends, law.laws, strict=True):
+        first, last = _bound(start), _bound(end)
+        piece = context.slice_axis(whole, law.axis, first, last)
+        label = f"{name}[{', '.join([':'] * law.axis + [':'.join(map(_written, (start, end)))])}]"
+        value = parameter(context, label, own, (*axes[: law.axis], piece, *axes[law.axis + 1 :]))
+        placed = context.embed(value, law.axis, first, last, 1, whole)
+        total = placed if total is None else context.add(total, placed)
+        start = end
+    assert total is not None
+    return total
+
+
+def _bound(x: tuple[Fraction, int]) -> int | Scaled:
+    return Scaled(float(x[0]), Fraction(x[1])) if x[1] else int(x[0])
+
+
+def _written(x: tuple[Fraction, int]) -> str:
+    return str(x[0]) if not x[1] else "n" if x[0] == 1 else f"{x[0]}n"
 
 
 def _matrix(context: Context, name: str, law: Law, axes: Axes) -> MatrixValue:

@@ -18,7 +18,6 @@ from tpcompile.analysis.products import Product, products
 from tpcompile.capture.graph import Size
 from tpcompile.errors import UsageError
 from tpcompile.ir import Gaussian, Node, Output, Program, dims_text, reachable
-from tpcompile.laws import Law
 from tpcompile.report.notation import formula, law_text, number, power, scaled, symbol
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def parameters(compiled: Compiled) -> list[ParameterRow]:
     capture = compiled.capture
     rows = []
     for node in capture.nodes:
-        law: Law | None = capture.laws.get(node.name)
+        law = capture.laws.get(node.name)
         if node.kind not in ("parameter", "buffer") or law is None:
             continue
         rate = capture.learning_rates.get(str(node.target)) if compiled.steps else None

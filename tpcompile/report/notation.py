@@ -32,7 +32,7 @@ from tpcompile.ir import (
     dims_text,
     split_spec,
 )
-from tpcompile.laws import Constant, Law, Normal, Orthogonal, TruncatedNormal, Uniform
+from tpcompile.laws import Constant, Law, Normal, Orthogonal, ParameterLaw, Pieces, TruncatedNormal, Uniform
 
 Names = Mapping[Node, str]
 _LETTERS = "ijklmpqrstuvwxyzabcdefgh"  # n is the width
@@ -94,9 +94,13 @@ def formula(node: Node, names: Names) -> str:
     return f"{op.mnemonic}({', '.join(x)})"
 
 
-def law_text(law: Law) -> str:
-    """``N(0, 1)`` and the like: an entry without its power of n."""
+def law_text(law: ParameterLaw) -> str:
+    """``N(0, 1)`` and the like: an entry without its power of n; of slices, each with its power against the largest."""
     match law:
+        case Pieces(laws=laws):
+            top = law.width_exponent
+            each = [scaled_law(own, Fraction(own.width_exponent) - top) for own in laws]
+            return f"slices of axis {law.axis}: {'; '.join(each)}"
         case Normal(std=std, mean=mean):
             return f"N({number(mean)}, {number(std**2)})"
         case Uniform(low=low, high=high):
@@ -107,6 +111,12 @@ def law_text(law: Law) -> str:
             return number(value)
         case Orthogonal(gain=gain):
             return f"{number(gain)} · Haar orthogonal"
+
+
+def scaled_law(law: Law, exponent: Fraction) -> str:
+    """A law times a power of n; zero has none."""
+    text = law_text(law)
+    return text if exponent == 0 or law == Constant(0.0) else f"{power(exponent)} {text}"
 
 
 def power(exponent: Fraction) -> str:
