@@ -51,6 +51,15 @@ def test_snippets_of_the_parametrizations_page_run_in_order() -> None:
         exec(compile(snippet, "parametrizations.md", "exec"), names)
 
 
+def test_snippet_of_the_finite_width_page_runs() -> None:
+    (snippet,) = blocks((ROOT / "docs" / "finite-width.md").read_text(encoding="utf-8"), "python")
+    names: dict[str, object] = {}
+    exec(compile(snippet, "finite-width.md", "exec"), names)
+    for line in snippet.splitlines():
+        if match := re.match(r"(law\.\S.*?)\s+# (\([\d, ]+\))", line):
+            assert tuple(eval(match[1], names).shape) == eval(match[2])
+
+
 def test_snippets_of_the_random_matrices_page_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     for snippet in blocks((ROOT / "docs" / "random-matrices.md").read_text(encoding="utf-8"), "python"):

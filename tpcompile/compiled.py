@@ -24,6 +24,7 @@ from tpcompile.metrics import jackknife
 from tpcompile.results import LimitResult, Result, SimulationResult, TangentKernel
 
 if TYPE_CHECKING:
+    from tpcompile.fluctuations import Fluctuations
     from tpcompile.symbolic import Symbolic
 
 UNROLLED = 24
@@ -145,6 +146,18 @@ class Compiled:
         from tpcompile.symbolic import symbolic
 
         return symbolic(self, symbols, output_init)
+
+    def fluctuations(self, particles: int = 4096, replicas: int = 4, seed: int = 0) -> Fluctuations:
+        """How far a network of width n is from the limit: n times the covariance of its outputs, for large n.
+
+        By the delta method: derivatives of the limit by the weights of the particles that stand for its coordinates.
+        See :class:`tpcompile.fluctuations.Fluctuations`. Raises UndeterminedLimitError where the deviation is not of
+        order n^(-1/2) (a random output at initialisation), or its law is not known (blocks of a growing axis, entrywise
+        functions of matrices).
+        """
+        from tpcompile.fluctuations import fluctuations
+
+        return fluctuations(self, particles, replicas, seed)
 
     def check(self, widths: Sequence[int] = (256, 512, 1024), **options: Any) -> Any:
         """Distance between the limit and the finite network with its fitted rate; see :func:`tpcompile.check.check`."""
