@@ -80,9 +80,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "targets"), [*((name, Y) for name in CASES), ("linear", torch.zeros_like(Y))], ids=[*CASES, "zero targets"]
-)
+SLOW = ("two layers", "linear", "two layers of relu")
+SETUPS = [pytest.param(n, Y, id=n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+
+
+@pytest.mark.parametrize(("name", "targets"), [*SETUPS, pytest.param("linear", torch.zeros_like(Y), id="zero targets")])
 def test_finite_networks_over_seeds(name, targets):
     """Variances and covariances within 4 standard errors of 400 seeds, as they are for Gaussian outputs.
 
