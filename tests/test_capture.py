@@ -329,6 +329,21 @@ def test_constants_and_dtypes() -> None:
     assert any(torch.equal(v, torch.arange(2)) for v in captured.data.values())
 
 
+def test_what_is_written_on_a_parameter_is_seen() -> None:
+    class Model(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.fc = nn.Linear(n, 2, bias=False)
+            vars(self.fc.weight)["fan_in"] = n
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.sum(1, keepdim=True).expand(-1, self.fc.in_features)) / vars(self.fc.weight)["fan_in"]
+
+    captured = capture(Model, torch.ones(4, 3))
+    numbers = [a for node in captured.nodes for a in node.args if isinstance(a, Scaled)]
+    assert Scaled(1.0, Fraction(1)) in numbers
+
+
 def test_global_state_is_unchanged() -> None:
     x, y = data()
     before = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()

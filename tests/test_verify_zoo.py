@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from slope_setups import package_setups
 from zoo_architectures import IMAGES, LABELS, LANGUAGE, NEXT, TOKENS, VISION, loss, maximal
 
 import tpcompile as tp
@@ -24,6 +25,17 @@ DEFAULT = (
     "LSTM",
     "depthwise separable",
 )
+
+
+@pytest.mark.parametrize("name", ["mup's perceptron, MuSGD", "mup's tied transformer, as it rescales it"])
+def test_examples_of_the_package_mup(name):
+    """It multiplies a shared readout's weight, the embedding, by the root of the width's ratio."""
+    pytest.importorskip("mup", reason="pip install --no-deps mup")
+    setup = {k: v for kind in package_setups() for k, v in kind.items()}[name]()
+    report = tp.verify(setup.make, setup.inputs, setup.targets, setup.loss, steps=setup.steps, advice=False)
+    assert report.verdict == setup.verdict
+    if "tied" in name:
+        assert report.first_problem == "the 'encoder' at initialisation grows like n^1/2"
 
 
 def verified(name, steps=2, **options):

@@ -143,7 +143,7 @@ class StateSpace(nn.Module):
         self.conv = nn.Conv1d(2 * n, 2 * n, 2, groups=2 * n, padding=1)
         self.select = nn.Linear(2 * n, 2 * states, bias=False)
         self.step = nn.Linear(2 * n, 2 * n)
-        self.log_rate = nn.Parameter(torch.log(torch.arange(1, states + 1).float()).repeat(2 * n, 1))
+        self.log_rate = nn.Parameter(torch.randn(2 * n, states))
         self.skip = nn.Parameter(torch.ones(2 * n))
         self.out = nn.Linear(2 * n, n, bias=False)
 

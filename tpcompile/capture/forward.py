@@ -70,9 +70,10 @@ def call_with(module: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> An
             if value is not None:
                 names[name] = first.setdefault(id(value), name)
     full = {name: state[known] for name, known in names.items() if known in state}
-    for name, _ in module.named_parameters(remove_duplicate=False):
+    for name, p in module.named_parameters(remove_duplicate=False):
         if name in full:
             full[name]._is_param = True  # what isinstance(x, nn.Parameter) looks for: get_parameter and user's checks
+            vars(full[name]).update(vars(p))  # what the user has written on it, such as shapes to scale by
     output = torch.func.functional_call(module, full, (inputs,), tie_weights=False)
     state.update({name: value for name, value in full.items() if name in state})
     return output
