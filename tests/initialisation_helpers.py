@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from tpcompile.capture.initialisation import Recording, parameter_laws, record
 from tpcompile.errors import InitialisationError
-from tpcompile.laws import ParameterLaw
+from tpcompile.laws import Law, ParameterLaw
 
 WIDTHS = (8, 12, 24)
 HALF = Fraction(1, 2)
 
 
-def laws_of(make: Callable[[int], Any], overrides: dict[str, ParameterLaw] | None = None) -> dict[str, ParameterLaw]:
+def laws_of(make: Callable[[int], Any], overrides: dict[str, Law] | None = None) -> dict[str, ParameterLaw]:
     """Laws of what ``make`` returns: a module, a dict of tensors, or one tensor, named 'w'."""
     recordings = {n: record(make, n) for n in WIDTHS}
     return parameter_laws(recordings, {n: named(r) for n, r in recordings.items()}, overrides)

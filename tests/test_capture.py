@@ -361,3 +361,17 @@ def test_powers() -> None:
     assert power_of([3 * n ** (-2 / 3) for n in (16, 32, 64)], [16, 32, 64]) == Scaled(3.0, Fraction(-2, 3))
     assert power_of([1 / (n + 1) for n in (16, 32, 64)], [16, 32, 64]) is None
     assert power_of([16, -32, 64], [16, 32, 64]) is None
+
+
+def test_buffers_that_nothing_reads_need_no_law():
+    class Idle(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, n)
+            self.register_buffer("grid", torch.arange(n).float().sin())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x)
+
+    captured = capture(Idle, torch.ones(2, 3), growing=True)
+    assert not any(node.kind == "buffer" for node in captured.nodes)

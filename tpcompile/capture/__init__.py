@@ -12,7 +12,7 @@ import torch
 from tpcompile.capture.align import Aligned, align, prune, simplify
 from tpcompile.capture.arguments import check_arguments
 from tpcompile.capture.constants import fold_constants, graph_module, value_or_law
-from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size
+from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size, references
 from tpcompile.capture.initialisation import parameter_laws
 from tpcompile.capture.optimizers import shared_rates
 from tpcompile.capture.powers import power_of
@@ -158,9 +158,14 @@ def _leaf_values(
             advice=f"parameters: {', '.join(leaves)}",
         )
     buffers = [dict(p.module.named_buffers()) for p in probes]
-    nodes, data, laws = dict(aligned.nodes), {}, {}
+    used = {ref.name for ref in aligned.outputs.values()}
+    used = used.union(*(references((*n.args, *(v for _, v in n.kwargs))) for n in aligned.nodes.values()))
+    idle = {name for name in map(leaves.__getitem__, buffers[0]) if name not in used}  # of whatever law
+    nodes, data, laws = {name: n for name, n in aligned.nodes.items() if name not in idle}, {}, {}
     random_buffers: list[str] = []
     for target in buffers[0]:
+        if leaves[target] in idle:
+            continue
         if target in overrides:
             random_buffers.append(target)
             continue
@@ -179,7 +184,8 @@ def _leaf_values(
         }
         for p, b in zip(probes, buffers, strict=True)
     }
-    for target, law in parameter_laws(recordings, tensors, overrides).items():
+    given = {name: law for name, law in overrides.items() if leaves[name] not in idle}
+    for target, law in parameter_laws(recordings, tensors, given).items():
         laws[leaves[target]] = law
     for target, name in directions.items():  # of variance the learning rate: their covariance is the tangent kernel
         rate = rates[target]

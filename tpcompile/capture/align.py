@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpcompile.capture.graph import Complement, GraphNode, Origin, Ref, Size
+from tpcompile.capture.graph import Complement, GraphNode, Origin, Ref, Size, references
 from tpcompile.capture.powers import power_of, size_of
 from tpcompile.capture.unroll import ProbeTrace
 from tpcompile.errors import FactoryError
@@ -151,15 +151,8 @@ def prune(aligned: Aligned) -> Aligned:
     for name, node in reversed(aligned.nodes.items()):
         if name in live or node.kind in ("parameter", "direction", "buffer", "data"):
             kept.append((name, node))
-            live.update(references(node.args) | references(node.kwargs))
+            live.update({*references(node.args), *references(node.kwargs)})
     return Aligned(dict(reversed(kept)), aligned.outputs, aligned.rows)
-
-
-def references(value: Any) -> set[str]:
-    """Names of the nodes that an argument refers to."""
-    if isinstance(value, Ref):
-        return {value.name}
-    return set().union(*(references(v) for v in value)) if isinstance(value, tuple) else set()
 
 
 def _kind(node: fx.Node) -> tuple[str, Any]:

@@ -219,7 +219,13 @@ def _check_independent(recording: Recording, named: Mapping[str, Tensor]) -> Non
 def _read(recording: Recording, name: str, tensor: Tensor) -> ParameterLaw:
     law = recording.recorder.read(tensor)
     if isinstance(law, str):
-        raise InitialisationError(f"parameter '{name}' {law}", advice=_advice(name))
+        advice = _advice(name)
+        if law.startswith("has constant entries that differ"):
+            advice = (
+                f"give the law of its entries with init={{'{name}': tp.Uniform(low, high)}}; where powers of the width "
+                "are asked for (verify, mup) any of that size will do"
+            )
+        raise InitialisationError(f"parameter '{name}' {law}", advice=advice)
     return law
 
 
