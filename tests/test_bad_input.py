@@ -186,7 +186,7 @@ def changes_leaf(model: Any, x: torch.Tensor) -> torch.Tensor:
         (lambda m, x: m.out(m.fc(x)).mean(0), ["batch", "(2,)"]),
         (lambda m, x: torch.complex(m.out(m.fc(x)), m.out(m.fc(x))), ["complex"]),
         (lambda m, x: 1 // 0, ["ZeroDivisionError", "own forward"]),
-        (half_written, ["NaN", "torch.empty", "outputs, step 0"]),
+        (half_written, ["NaN", "torch.empty", "own forward, step 0"]),
         (lambda m, x: m.out(F.linear(m.fc(x), nn.Parameter(torch.zeros(m.n, m.n)))), ["does not own"]),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -76,12 +77,18 @@ def capture(
             settings=_settings(probes),
             activations=activations,
             steps=arguments.steps,
-            graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
+            graph_module=graph_module(_without_idle(prune(simplify(kept, keep_layout=True)), final), folded.data),
             widths=arguments.widths,
             output_shape=traces[0].output_shape,
             magnitudes=_magnitudes(final),
             notes=shared_rates(probes[0].updates.optimizer),
         )
+
+
+def _without_idle(aligned: Aligned, final: Aligned) -> Aligned:
+    """The graph without the buffers that the final one has dropped."""
+    nodes = {name: n for name, n in aligned.nodes.items() if n.kind != "buffer" or name in final.nodes}
+    return replace(aligned, nodes=nodes)
 
 
 def _magnitudes(aligned: Aligned) -> dict[str, float]:

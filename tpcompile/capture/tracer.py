@@ -98,6 +98,7 @@ class Tracer(TorchDispatchMode):
         self.position = position
         self.constants: dict[str, torch.Tensor] = {}
         self.mutates = False
+        self.fresh_memory = ""  # where memory without values was first made
         self._token = object()
         self._protected: dict[int, str] = {}  # storage address of a placeholder: its description
         self._foreign: dict[int, str] = {}  # parameters that must not be met outside their module
@@ -201,6 +202,7 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func in _UNINITIALISED and out.is_floating_point():
             out.fill_(math.nan)  # what reads it shows it
+            self.fresh_memory = self.fresh_memory or str(self.position.origin(user_source()))
         if func in _HIDDEN_MUTATION and mutated:
             return self._batch_norm(func, args, node_args, mutated, out)
         if isinstance(out, torch.Tensor) or (

@@ -53,8 +53,9 @@ def trace_run(module: nn.Module, updates: Updates, arguments: Arguments, width: 
         raise
     finally:
         run.tracer.release()
-    _refuse_nan(run.outputs["outputs/0"], width)
     tracer = run.tracer
+    if tracer.fresh_memory:
+        _refuse_nan(run.outputs["outputs/0"], tracer.fresh_memory, width)
     outputs = {name: tracer.node_of(value) for name, value in run.outputs.items()}
     graph, constants = tracer.graph, tracer.constants
     if tracer.mutates:
@@ -72,13 +73,15 @@ def trace_run(module: nn.Module, updates: Updates, arguments: Arguments, width: 
     )
 
 
-def _refuse_nan(outputs: Tensor, width: int) -> None:
+def _refuse_nan(outputs: Tensor, where: str, width: int) -> None:
+    """The tracer fills fresh memory with NaN: an output that shows it depends on what was never written."""
     bad = outputs.isnan().nonzero()
     if len(bad):
         raise CaptureError(
-            f"the model's output at initialisation is NaN at width {width} (first at index {bad[0].tolist()})",
-            where="outputs, step 0",
-            advice="look for memory that is never written (torch.empty), a softmax over nothing but -inf, 0/0",
+            f"the output at initialisation is NaN (at width {width}, index {bad[0].tolist()}): it reads memory that is "
+            "made without values and never written (torch.empty)",
+            where=where,
+            advice="make it with torch.zeros, or write all of it",
         )
 
 
