@@ -245,3 +245,23 @@ def test_replicas_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_outputs_alone_are_the_same_numbers():
+    compiled = tp.compile(mlp("tanh", 2, lr=0.3), X, Y, F.mse_loss, steps=3)
+    full, bare = (compiled.evaluate(particles=512, replicas=2, kernels=k) for k in (True, False))
+    assert torch.equal(full.outputs, bare.outputs)
+    assert torch.equal(full.loss, bare.loss)
+    assert bare.activations == ()
+    with pytest.raises(UsageError, match="unknown activation"):
+        bare.feature_kernel("0")
+
+
+def test_first_layer_is_drawn_along_the_principal_axes_of_its_inputs():
+    x = torch.tensor([[3.0, 4.0], [0.4, -0.3]], dtype=torch.float64)
+    compiled = tp.compile(mlp("tanh", 1), x, Y[:2], F.mse_loss, steps=1)
+    (axes,) = Plan.of(compiled.program).axes.values()
+    assert torch.allclose(axes.abs(), torch.tensor([[0.6, 0.8], [0.8, 0.6]], dtype=torch.float64))
+    assert torch.allclose(axes @ axes.T, torch.eye(2, dtype=torch.float64))
+    kernel = compiled.evaluate(particles=256, replicas=1).feature_kernel("0")[0]
+    assert torch.allclose(kernel, x @ x.T, atol=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from tpcompile.errors import UsageError
 from tpcompile.evaluate.choice import EVALUATORS
 from tpcompile.evaluate.limit import Estimate, Settings, Tick, estimate
 from tpcompile.evaluate.memory import parse_bytes
-from tpcompile.ir import Program
+from tpcompile.ir import Program, restrict
 from tpcompile.laws import Law
 from tpcompile.lowering.periodic import SHORT, NotPeriodicError, continued
 from tpcompile.lowering.request import Compilation, compile_capture
@@ -77,6 +78,7 @@ class Compiled:
         extrapolate: bool = False,
         dot: bool = True,
         memory: int | float | str | None = None,
+        kernels: bool = True,
         progress: Tick | None = None,
     ) -> LimitResult:
         """The limit of everything that was asked for.
@@ -92,7 +94,8 @@ class Compiled:
         response terms of the Master Theorem, which is wrong, and shows what they contribute. ``memory`` bounds the
         memory of the evaluation (bytes, or "4GB"; default: what the machine has): where it does not suffice, the bases
         of the initial matrices and the histories of updates are kept on disk, with the same result; where that is not
-        enough it fails at once, not later.
+        enough it fails at once, not later. ``kernels=False`` leaves out feature kernels and changes of features, and
+        saves their time (the draws may be others): the result has outputs and loss, and no activations.
         Raises UsageError for bad arguments or an evaluator that does not apply, EvaluationError where a value is not
         finite or particles are too few.
         """
@@ -101,8 +104,13 @@ class Compiled:
         )
         names = ("outputs", "test_outputs")
         over = tuple(f"{n}/{t}" for n in names for t in range(self.steps + 1) if f"{n}/{t}" in self.program.outputs)
-        found = estimate(self.program, settings, over, progress)
-        return _result(self, settings, found)
+        program = self.program if kernels else self._without_kernels
+        found = estimate(program, settings, over, progress)
+        return _result(self, settings, found, self.activations if kernels else ())
+
+    @cached_property
+    def _without_kernels(self) -> Program:
+        return restrict(self.program, lambda name: not name.startswith(("kernel/", "change/")))
 
     def tangent(self, settings: Settings, progress: Tick | None = None) -> TangentKernel:
         """The tangent kernel at every step, by parameter; traced and evaluated on first use."""
@@ -246,7 +254,7 @@ def _settings(
     return Settings(particles, replicas, seed, dtype, ensemble, output_init, extrapolate, dot, bound, evaluator)
 
 
-def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
+def _result(c: Compiled, settings: Settings, found: Estimate, activations: tuple[str, ...]) -> LimitResult:
     steps = range(c.steps + 1)
 
     def over_steps(values: Mapping[str, Tensor], name: str) -> Tensor | None:
@@ -254,7 +262,7 @@ def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
 
     targets = c.targets if c.targets is None or isinstance(c.targets, Tensor) else torch.cat(list(c.targets))
     common: dict[str, Any] = {
-        "activations": c.activations,
+        "activations": activations,
         "targets": targets,
         "output_shape": c.capture.output_shape,
     }
@@ -264,12 +272,12 @@ def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
         kept = [sample for i, sample in enumerate(found.samples) if i != index] or found.samples
         mean = {name: torch.stack([sample[name] for sample in kept]).mean(0) for name in kept[0]}
         zeros = {name: torch.zeros_like(value) for name, value in mean.items()}
-        return Result(**_fields(c, mean), **_fields(c, zeros, "_stderr"), **common)
+        return Result(**_fields(c, activations, mean), **_fields(c, activations, zeros, "_stderr"), **common)
 
     sampled = found.evaluator == "particles"
     return LimitResult(
-        **_fields(c, found.mean),
-        **_fields(c, found.stderr, "_stderr"),
+        **_fields(c, activations, found.mean),
+        **_fields(c, activations, found.stderr, "_stderr"),
         metrics_stderr_source=(lambda: jackknife(map(without, range(len(found.samples))))) if sampled else None,
         **common,
         ntk_source=lambda: c.tangent(settings),
@@ -285,13 +293,15 @@ def _result(c: Compiled, settings: Settings, found: Estimate) -> LimitResult:
     )
 
 
-def _fields(c: Compiled, values: Mapping[str, Tensor], suffix: str = "") -> dict[str, Any]:
+def _fields(
+    c: Compiled, activations: tuple[str, ...], values: Mapping[str, Tensor], suffix: str = ""
+) -> dict[str, Any]:
     """A result's outputs, loss, kernels and changes of features, or their standard errors."""
     steps = range(c.steps + 1)
     found: dict[str, Any] = {
         "outputs": _series(values, "outputs", steps),
-        "kernels": {a: torch.stack([_kernel(values, a, t) for t in steps]) for a in c.activations},
-        "feature_changes": {a: torch.stack([_change(values, a, t) for t in steps]) for a in c.activations},
+        "kernels": {a: torch.stack([_kernel(values, a, t) for t in steps]) for a in activations},
+        "feature_changes": {a: torch.stack([_change(values, a, t) for t in steps]) for a in activations},
     }
     if "test_outputs/0" in values:
         found["test_outputs"] = _series(values, "test_outputs", steps)

@@ -91,7 +91,8 @@ class Run(Evaluation):
                 return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
             case Init(law=law):
                 drawn = self.frames[self.plan.domains.of[node]].draw(law, finite_size(node))
-                return self._unflatten(drawn, node)
+                axes = self.plan.axes.get(node)
+                return self._unflatten(drawn if axes is None else axes.to(self.dtype) @ drawn, node)
             case MatMul(transpose=transpose):
                 matrix, x = node.operands
                 rows = self._flatten(x).chunk(finite_size(matrix))

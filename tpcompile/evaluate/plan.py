@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.axes import principal_axes
 from tpcompile.evaluate.domains import Domain, Domains, find_domains
-from tpcompile.ir import Concat, Gaussian, Init, Node, Program
+from tpcompile.ir import Concat, Gaussian, Init, MatMul, Node, Program
 
 Progress = Callable[[int], None]
 
@@ -28,6 +29,7 @@ class Plan:
     scalars: tuple[Node, ...]  # the random scalars
     histories: dict[Node, tuple[Node, int]]  # chains of concatenations: their first node and final length
     done: tuple[tuple[Node, ...], ...]  # by position: operands used there for the last time
+    axes: dict[Node, Tensor]  # of Gaussian parameters: in which directions they are drawn
 
     @staticmethod
     def of(program: Program) -> Plan:
@@ -40,6 +42,7 @@ class Plan:
 
     @staticmethod
     def _make(program: Program) -> Plan:
+        program = replace(program, nodes=_early_sums(program))
         last: dict[Node, int] = {}
         random: set[Node] = set()
         scalars: list[Node] = []
@@ -58,7 +61,46 @@ class Plan:
             tuple(x for x in dict.fromkeys(node.operands) if last[x] == i) for i, node in enumerate(program.nodes)
         )
         domains = find_domains(program)
-        return Plan(program, domains, last, frozenset(random), tuple(scalars), _histories(program), done)
+        return Plan(
+            program,
+            domains,
+            last,
+            frozenset(random),
+            tuple(scalars),
+            _histories(program),
+            done,
+            principal_axes(program),
+        )
+
+
+def _early_sums(program: Program) -> tuple[Node, ...]:
+    """The nodes in an order where scalars, and vectors that only scalars are made of, come as early as they can.
+
+    Otherwise the vectors that a kernel at the end of a program is made of would be kept until then. Draws keep their
+    order.
+    """
+    users: dict[Node, list[Node]] = {}
+    for node in program.nodes:
+        for x in dict.fromkeys(node.operands):
+            users.setdefault(x, []).append(node)
+    early: set[Node] = set()
+    for node in reversed(program.nodes):
+        used = users.get(node, [])
+        sinks = node.kind == "scalar" or (bool(used) and all(x in early for x in used))
+        if sinks and node.operands and not isinstance(node.op, MatMul | Gaussian | Concat):
+            early.add(node)
+    missing = {node: len(set(node.operands)) for node in early}
+    out: list[Node] = []
+    for node in program.nodes:
+        ready = [] if node in early else [node]
+        for x in ready:
+            out.append(x)
+            for user in users.get(x, []):
+                if user in early:
+                    missing[user] -= 1
+                    if missing[user] == 0:
+                        ready.append(user)
+    return tuple(out)
 
 
 def _histories(program: Program) -> dict[Node, tuple[Node, int]]:

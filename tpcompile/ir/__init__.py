@@ -30,7 +30,7 @@ from tpcompile.ir.ops import (
     Sum,
     split_spec,
 )
-from tpcompile.ir.program import Builder, Node, Output, Program, finish, reachable, verify
+from tpcompile.ir.program import Builder, Node, Output, Program, finish, reachable, restrict, verify
 from tpcompile.ir.text import format_node, format_program, parse
 from tpcompile.ir.types import Dim, Dims, Width, broadcast, dims_text, kind, parse_dims, width_of, width_positions
 
@@ -76,6 +76,7 @@ __all__ = [
     "parse",
     "parse_dims",
     "reachable",
+    "restrict",
     "split_spec",
     "verify",
     "width_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -157,6 +157,18 @@ def finish(builder: Builder, outputs: Mapping[str, Output]) -> Program:
         dict(outputs),
         {name: builder.data[name] for name in names},
         {node: builder.origins[node] for node in nodes if node in builder.origins},
+    )
+
+
+def restrict(program: Program, wanted: Callable[[str], bool]) -> Program:
+    """The program of those outputs only: without the nodes that no other needs."""
+    outputs = {name: output for name, output in program.outputs.items() if wanted(name)}
+    needed = set(reachable(node for output in outputs.values() for _, node in output.terms))
+    return Program(
+        tuple(node for node in program.nodes if node in needed),
+        outputs,
+        {node.op.name: program.data[node.op.name] for node in needed if isinstance(node.op, Data)},
+        {node: origin for node, origin in program.origins.items() if node in needed},
     )
 
 
