@@ -258,10 +258,11 @@ def test_outputs_alone_are_the_same_numbers():
 
 
 def test_first_layer_is_drawn_along_the_principal_axes_of_its_inputs():
-    x = torch.tensor([[3.0, 4.0], [0.4, -0.3]], dtype=torch.float64)
+    x = torch.tensor([[3.0, 0.0, 4.0, 0.0], [0.4, 0.0, -0.3, 0.0]], dtype=torch.float64)
     compiled = tp.compile(mlp("tanh", 1), x, Y[:2], F.mse_loss, steps=1)
     (axes,) = Plan.of(compiled.program).axes.values()
-    assert torch.allclose(axes.abs(), torch.tensor([[0.6, 0.8], [0.8, 0.6]], dtype=torch.float64))
-    assert torch.allclose(axes @ axes.T, torch.eye(2, dtype=torch.float64))
+    assert torch.allclose(axes[:, 0].abs(), torch.tensor([0.6, 0.0, 0.8, 0.0], dtype=torch.float64))
+    assert torch.allclose(axes[:, 1].abs(), torch.tensor([0.8, 0.0, 0.6, 0.0], dtype=torch.float64))
+    assert torch.allclose(axes @ axes.T, torch.eye(4, dtype=torch.float64))
     kernel = compiled.evaluate(particles=256, replicas=1).feature_kernel("0")[0]
     assert torch.allclose(kernel, x @ x.T, atol=1e-12)

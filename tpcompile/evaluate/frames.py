@@ -31,17 +31,23 @@ class Rows:
         self._buffer = allocate((capacity, particles), dtype)
         self.count = 0
 
-    def append(self, rows: Tensor) -> Tensor:
-        """Add rows; returns them as stored."""
+    def space(self, count: int) -> Tensor:
+        """Memory of the next rows, which are none until they are appended."""
         start = self.count
-        if start + rows.shape[0] > self._buffer.shape[0]:
-            shape = (max(2 * start, start + rows.shape[0]), self._buffer.shape[1])
+        if start + count > self._buffer.shape[0]:
+            shape = (max(2 * start, start + count), self._buffer.shape[1])
             grown = self._allocate(shape, self._buffer.dtype)
             grown[:start] = self._buffer[:start]
             self._buffer = grown
+        return self._buffer[start : start + count]
+
+    def append(self, rows: Tensor) -> Tensor:
+        """Add rows; returns them as stored."""
+        space = self.space(rows.shape[0])
+        if rows.data_ptr() != space.data_ptr():
+            space.copy_(rows)
         self.count += rows.shape[0]
-        self._buffer[start : self.count] = rows
-        return self._buffer[start : self.count]
+        return space
 
     @property
     def value(self) -> Tensor:
@@ -93,7 +99,8 @@ class Span:
     layout: Layout
     dtype: torch.dtype
     source: Source
-    allocate: Allocate = in_memory
+    allocate: Allocate = in_memory  # of rows that are kept
+    memory: Allocate = in_memory  # of others
     drawn: list[tuple[Rows, Layout]] = field(default_factory=list)  # and how each is made of rows of the span
     ready: Tensor | None = None  # orthonormal rows drawn ahead, in large blocks for speed
 
@@ -103,7 +110,7 @@ class Span:
         if have < rows:
             fit = AHEAD_BYTES // (self.layout.particles * self.dtype.itemsize)
             ahead = max(rows - have, min(AHEAD, fit, self.source.left // self.layout.blocks))
-            z = self.layout.together(self.source.normals(ahead * self.layout.blocks, self.dtype))
+            z = self.layout.together(self.source.normals(ahead * self.layout.blocks, self.dtype, self.memory))
             more = self._orthonormal(z)
             self.ready = more if self.ready is None else torch.cat([self.ready, more])
         assert self.ready is not None
@@ -114,7 +121,8 @@ class Span:
         """Fresh draws of a law, standardised exactly; shape (rows, M)."""
         mean, std = mean_and_std(law)
         if isinstance(law, Normal):
-            return self._orthonormal(self.layout.together(self.source.normals(rows * self.layout.blocks, self.dtype)))
+            z = self.source.normals(rows * self.layout.blocks, self.dtype, self.memory)
+            return self._orthonormal(self.layout.together(z))
         uniform = self.layout.together(self.source.uniform(rows * self.layout.blocks))
         return self._orthonormal(((quantile(law, uniform) - mean) / std).to(self.dtype))
 
@@ -215,6 +223,7 @@ class LazyMatrix:
     out_ratio: float
     in_ratio: float
     dot: bool = True
+    allocate: Allocate = in_memory  # of products
 
     def product(self, x: Tensor, transpose: bool) -> Tensor:
         """``W x`` (or ``W^T x``) for rows of x, shape (B, M): what earlier products tell, and fresh normals."""
@@ -224,7 +233,9 @@ class LazyMatrix:
         weights, new = extend(here.basis, x)
         if new:
             there.fresh.append(there.frame.normals(new))
-        y = weights.mul_(self.std * math.sqrt(r_here)) @ there.fresh.value
+        fresh = there.fresh.value
+        y = self.allocate((x.shape[0], fresh.shape[1]), x.dtype)
+        torch.mm(weights.mul_(self.std * math.sqrt(r_here)), fresh, out=y)
         if self.dot and here.fresh.count:
             response = x @ here.fresh.value.T  # Stein's lemma in an orthonormal basis
             y.addmm_(response, there.basis.value, alpha=self.std * r_here / math.sqrt(r_there) / particles)
@@ -242,14 +253,15 @@ def extend(basis: Rows, x: Tensor) -> tuple[Tensor, int]:
     tolerance, cancels, dependent = (1e-10, 0.5, 1e-3) if double else (3e-4, 0.5, 3e-2)
     known = basis.value
     weights = (x @ known.T).mul_(1 / particles)
-    rest = torch.addmm(x, weights, known, alpha=-1.0)
+    rest = torch.addmm(x, weights, known, alpha=-1.0, out=basis.space(x.shape[0]))
     size, left = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(rest, dim=1)
     ratios = (left / size.clamp_min(1e-300)).tolist()
     new = [r > tolerance for r in ratios]
     if not any(new):
         return weights, 0
     if not all(new):
-        rest, left, size = rest[new], left[new], size[new]
+        kept = rest[new]
+        rest, left, size = rest[: kept.shape[0]].copy_(kept), left[new], size[new]
     rest.mul_((math.sqrt(particles) / left)[:, None])
     if min(r for r, flag in zip(ratios, new, strict=True) if flag) < cancels and known.shape[0]:
         rest.addmm_(rest @ known.T, known, alpha=-1.0 / particles)
@@ -260,7 +272,8 @@ def extend(basis: Rows, x: Tensor) -> tuple[Tensor, int]:
         if least < 0.2:  # Cholesky of the Gram matrix squares its condition: once more
             _solve(torch.linalg.cholesky((fresh @ fresh.T).div_(particles)), fresh)
     else:  # rows that depend on each other: one at a time, with the tolerance of the original size
-        fresh = basis.append(_one_by_one(known, rest, tolerance * size / left))
+        kept = _one_by_one(known, rest, tolerance * size / left)
+        fresh = basis.append(kept) if kept.shape[0] else kept
     return torch.cat([weights, (x @ fresh.T).mul_(1 / particles)], 1), fresh.shape[0]
 
 

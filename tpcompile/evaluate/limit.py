@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.analysis.parity import Parity
+from tpcompile.evaluate.buffers import Arena
 from tpcompile.evaluate.choice import choose
 from tpcompile.evaluate.ensemble import DEFAULT_MOST, members, zeroed
 from tpcompile.evaluate.exact.degrees import beyond_moments, degrees
@@ -112,7 +113,10 @@ def _particles(
     moments = beyond_moments(program, degrees(program, zero), covariances) is None
     parts = [(1, 0, 2.0), (2, 0, -0.5), (2, 1, -0.5)] if settings.extrapolate else [(1, 0, 1.0)]
 
+    arenas: list[Arena] = []  # that no replica uses now
+
     def replica(index: int, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        arena = arenas.pop() if arenas else Arena()
         mean: dict[str, Tensor] = {}
         second: dict[str, Tensor] = {}
         for place, (count, part, weight) in enumerate(parts):
@@ -124,6 +128,7 @@ def _particles(
                 part=part,
                 parts=count,
                 dot=settings.dot,
+                arena=arena,
                 allocate=storage.allocate,
             )
             offset = place * len(program.nodes)
@@ -132,6 +137,7 @@ def _particles(
                 mean[name] = mean.get(name, 0.0) + weight * value.double()
             for name, value in s.items():
                 second[name] = second.get(name, 0.0) + weight * value.double()
+        arenas.append(arena)
         return mean, second
 
     found = side_by_side(

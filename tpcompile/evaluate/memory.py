@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tpcompile.errors import EvaluationError, UsageError
-from tpcompile.evaluate.buffers import Allocate, folder, free_on_disk, in_memory, on_disk
+from tpcompile.evaluate.buffers import Allocate, folder, free_on_disk, on_disk
 from tpcompile.evaluate.domains import finite_size
 from tpcompile.evaluate.frames import AHEAD
 from tpcompile.evaluate.plan import Plan
@@ -68,9 +68,9 @@ class Need:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a run keeps its rows, how many runs fit side by side, and a note where that is no matter of course."""
+    """Where a run keeps its rows (None: in memory), how many runs fit side by side, and a note if that is unusual."""
 
-    allocate: Allocate
+    allocate: Allocate | None
     runs: int
     note: str = ""
 
@@ -120,7 +120,7 @@ def choose_storage(plan: Plan, particles: int, dtype: torch.dtype, bound: float 
     spare = limit - _BASE
     runs = int(min(spare / (need.total * particles), 1e6))
     if runs >= 1:
-        return Storage(in_memory, runs)
+        return Storage(None, runs)
     disk = free_on_disk()
     runs = min(int(spare / (need.values * particles)), int(disk / (need.rows * particles)) if need.rows else 1)
     if runs >= 1:

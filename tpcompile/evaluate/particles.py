@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tpcompile.analysis.semantics import execute
+from tpcompile.analysis.semantics import execute, shape
 from tpcompile.errors import EvaluationError
-from tpcompile.evaluate.buffers import Allocate, in_memory
+from tpcompile.evaluate.buffers import Allocate, Arena
 from tpcompile.evaluate.domains import Domain, finite_size
 from tpcompile.evaluate.frames import Frame, Layout, LazyMatrix, Rows, Side, Span
 from tpcompile.evaluate.plan import Evaluation, Plan
 from tpcompile.evaluate.points import Source
-from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, MatMul, Node, Op, Width, split_spec
+from tpcompile.ir import Concat, Contract, Data, Gaussian, Init, Map, MatMul, Mul, Node, Op, Sum, Width, split_spec
 from tpcompile.laws import Normal
 
 
@@ -20,7 +20,8 @@ class Run(Evaluation):
     """One evaluation on one set of particles.
 
     ``particles`` is the number of each domain that is no block of another and has none; in a group of domains the
-    unit axis has as many. ``allocate`` makes the tensors of bases, fresh normals and histories.
+    unit axis has as many. ``arena`` has the memory of large tensors; ``allocate`` makes those of bases, fresh normals
+    and histories where these are to be elsewhere.
     """
 
     def __init__(
@@ -32,14 +33,16 @@ class Run(Evaluation):
         part: int = 0,
         parts: int = 1,
         dot: bool = True,
-        allocate: Allocate = in_memory,
+        arena: Arena | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         super().__init__(plan, dtype, seed)
         self.particles = particles
         self.part = part
         self.parts = parts
         self.dot = dot
-        self.allocate = allocate
+        self.arena = Arena() if arena is None else arena
+        self.allocate = self.arena.take if allocate is None else allocate
         self.spans: list[Span] = []
         self.frames = {d: f for group in self.plan.domains.groups() for d, f in self._frames(group).items()}
         # one for each index of a matrix's finite axes
@@ -54,10 +57,12 @@ class Run(Evaluation):
         source = Source(rows, self.particles, seed, self.part, self.parts, sobol=not first.mixed)
         layouts = {d: Layout(self.particles, d.outer, d.inner) for d in group}
         if first.mixed or (len(group) > 1 and rows > self.particles // 4):
-            spans = {d: Span(layout, self.dtype, source, self.allocate) for d, layout in layouts.items()}
+            spans = {
+                d: Span(layout, self.dtype, source, self.allocate, self.arena.take) for d, layout in layouts.items()
+            }
             self.spans += spans.values()
             return {d: Frame(Layout(layouts[d].particles), span) for d, span in spans.items()}
-        span = Span(Layout(self.particles), self.dtype, source, self.allocate)
+        span = Span(Layout(self.particles), self.dtype, source, self.allocate, self.arena.take)
         self.spans.append(span)
         return {d: Frame(layout, span) for d, layout in layouts.items()}
 
@@ -78,7 +83,9 @@ class Run(Evaluation):
         out_side = Side(out, rows(backward, out), out.segment(min(forward, into.particles)))
         in_side = Side(into, rows(forward, into), into.segment(min(backward, out.particles)))
         ratios = [d.ratio for d in node.dims if isinstance(d, Width)]
-        return LazyMatrix(node.op.law.std, out_side, in_side, float(ratios[0]), float(ratios[1]), self.dot)
+        return LazyMatrix(
+            node.op.law.std, out_side, in_side, float(ratios[0]), float(ratios[1]), self.dot, self.arena.take
+        )
 
     # walking -------------------------------------------------------------------------------
 
@@ -113,7 +120,10 @@ class Run(Evaluation):
         def length(width: Width) -> int:
             return self.count(node)
 
-        return execute(node.op, [self.values[x] for x in node.operands], node.dims, length, self.dtype)
+        out = None
+        if node.kind == "vector" and isinstance(node.op, Map | Sum | Mul | Contract):
+            out = self.arena.large(shape(node.dims, length), self.dtype)
+        return execute(node.op, [self.values[x] for x in node.operands], node.dims, length, self.dtype, out)
 
     def _flatten(self, node: Node) -> Tensor:
         """Rows of a vector, shape (finite entries, M)."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from tpcompile.evaluate.buffers import Allocate, in_memory
+
 SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
-BLOCK = 4  # rows
+BLOCK, COLUMNS = 4, 16384  # numbers made at a time
 _BITS = 30  # of the engine's integers
 _MANTISSA = {torch.float64: _BITS, torch.float32: 23}  # bits whose midpoints are numbers inside (-1, 1)
 
@@ -50,14 +53,42 @@ class Source:
         """The next rows as uniform numbers in (0, 1), shape (rows, M), float64."""
         return self._integers(rows).double().add_(0.5).mul_(2.0**-_BITS)
 
-    def normals(self, rows: int, dtype: torch.dtype) -> Tensor:
+    def normals(self, rows: int, dtype: torch.dtype, allocate: Allocate = in_memory) -> Tensor:
         """The next rows as standard normals, shape (rows, M)."""
         bits = _MANTISSA[dtype]
-        out = torch.empty((rows, self._particles), dtype=dtype)
-        for x in out.split(BLOCK):  # the integers of a block stay in the cache
-            x.copy_(self._integers(x.shape[0]).bitwise_right_shift_(_BITS - bits))
-            x.add_(0.5).mul_(2.0 ** (1 - bits)).sub_(1).erfinv_().mul_(math.sqrt(2))
+        scale = torch.tensor(2.0 ** (1 - bits), dtype=dtype)
+        out = allocate((rows, self._particles), dtype)
+        for x in out.split(BLOCK):
+            for block, integers in self._blocks(x, _BITS - bits):
+                block.copy_(integers)
+                block.mul_(scale).add_(scale / 2 - 1).erfinv_().mul_(math.sqrt(2))
         return out
+
+    def _blocks(self, x: Tensor, shift: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The next rows as integers below 2^(30 - shift), block by block of the rows x, so that they stay in the cache.
+
+        In binary order the integer of a point is that of its last digits, XOR that of its first.
+        """
+        rows, start = x.shape[0], self.used
+        size = min(COLUMNS, self._particles)
+        if not self._aligned or start + rows > self._dimension or self._particles % size:
+            yield x, self._integers(rows).bitwise_right_shift_(shift)
+            return
+        self.used += rows
+        directions = self._directions[start : self.used].bitwise_right_shift(shift)
+        last = _doubled(self._first(start, rows).bitwise_right_shift(shift), directions, size)
+        first = _doubled(torch.zeros(rows, dtype=torch.int32), directions[:, _length(size) :], self._particles // size)
+        for i, block in enumerate(x.split(size, 1)):
+            yield block, last ^ first[:, i, None]
+
+    def _first(self, start: int, rows: int) -> Tensor:
+        """The first point of the run, shape (rows)."""
+        first = self._shift[start : start + rows].clone()
+        if self._aligned:
+            for bit in range(_BITS):
+                if self._start >> bit & 1:
+                    first ^= self._directions[start : start + rows, bit]
+        return first
 
     def _integers(self, rows: int) -> Tensor:
         """The next rows as integers below 2^30, shape (rows, M)."""
@@ -65,17 +96,22 @@ class Source:
         if self.used > self._dimension:  # beyond the engine's dimensions
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + start)
             return torch.randint(2**_BITS, (rows, self._particles), generator=generator, dtype=torch.int32)
-        directions = self._directions[start : self.used]
-        first = self._shift[start : self.used].clone()
-        if self._aligned:
-            for bit in range(_BITS):
-                if self._start >> bit & 1:
-                    first ^= directions[:, bit]
-        out = torch.empty((rows, self._total), dtype=torch.int32)
-        out[:, 0] = first
-        done = 1
-        for bit in range((self._total - 1).bit_length()):
-            more = min(done, self._total - done)
-            torch.bitwise_xor(out[:, :more], directions[:, bit, None], out=out[:, done : done + more])
-            done += more
+        out = _doubled(self._first(start, rows), self._directions[start : self.used], self._total)
         return out if self._aligned else out[:, self._start : self._start + self._particles].contiguous()
+
+
+def _doubled(first: Tensor, directions: Tensor, count: int) -> Tensor:
+    """Points in binary order from the first, shape (rows, count): each digit doubles their number."""
+    out = torch.empty((first.shape[0], count), dtype=torch.int32)
+    out[:, 0] = first
+    done = 1
+    for bit in range(_length(count)):
+        more = min(done, count - done)
+        torch.bitwise_xor(out[:, :more], directions[:, bit, None], out=out[:, done : done + more])
+        done += more
+    return out
+
+
+def _length(count: int) -> int:
+    """Binary digits of the numbers below count."""
+    return (count - 1).bit_length()
