@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
@@ -14,15 +12,13 @@ import torch
 from torch import Tensor
 
 from tpcompile.errors import UsageError
-from tpcompile.evaluate.gaussian.run import Run, children
-from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
 from tpcompile.kernels.arrays import Array as Data
 from tpcompile.kernels.arrays import Kernels, numpy_in_numpy_out
+from tpcompile.kernels.job import Job
 from tpcompile.kernels.plan import Pairs, Plan, check_input, plan_kernels
 from tpcompile.kernels.uses import Uses
 from tpcompile.laws import Law
 
-BLOCK_BYTES = 2**21  # of one array over a block: a few of them fit a core's cache
 RECURSION = 20_000
 Tick = Callable[[int, int], None]
 
@@ -151,7 +147,7 @@ class Kernel(Uses):
         times = replicas if plan.moments.sampled else 1
         estimates = []
         for replica in range(times):
-            job = _Job(plan, pairs, precision, dict(variances or {}), samples, seed * 1000 + replica)
+            job = Job(plan, pairs, precision, dict(variances or {}), samples, seed * 1000 + replica)
             tick = None if progress is None else lambda i, n, r=replica: progress(r * n + i, times * n)
             with _deep():
                 estimates.append(job.diagonal(x1, block) if diagonal else job.matrix(x1, x2, block, tick))
@@ -168,103 +164,6 @@ class Kernel(Uses):
         else:
             noise = [x.std(0) / times**0.5 for x in stacked]
         return wrap(means), wrap(noise)
-
-
-class _Job:
-    """One evaluation of some kernels."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        pairs: list[Pairs],
-        dtype: torch.dtype,
-        variances: Mapping[str, Any],
-        samples: int,
-        seed: int,
-    ) -> None:
-        self.samples = samples
-        self.seed = seed
-        self.plan = plan
-        self.pairs = pairs
-        self.dtype = dtype
-        self.variances = variances
-
-    def _run(self, x1: Tensor, x2: Tensor) -> Run:
-        return Run(self.plan.moments, (x1, x2), self.dtype, self.variances, samples=self.samples, seed=self.seed)
-
-    def diagonal(self, x: Tensor, block: int | None = None) -> list[Tensor]:
-        """``(N, ...)`` values of every input with itself."""
-        if self._differentiable(x):
-            return self._own(x)
-        step = block or self._side(not self.plan.moments.sampled)
-        with torch.no_grad():
-            parts = [self._own(part) for part in (x.split(step) if len(x) else [x])]
-        return [torch.cat(found) for found in zip(*parts, strict=True)]
-
-    def _own(self, x: Tensor) -> list[Tensor]:
-        if self.plan.moments.sampled:
-            whole = self._run(x, x).evaluate([p.cross for p in self.pairs])
-            at = torch.arange(len(x))
-            return [self._full(v, p, len(x), len(x))[at, at] for v, p in zip(whole, self.pairs, strict=True)]
-        values = self._run(x, x).evaluate([p.own[0] for p in self.pairs])
-        return [self._full(v, p, len(x), 1)[:, 0] for v, p in zip(values, self.pairs, strict=True)]
-
-    def matrix(self, x1: Tensor, x2: Tensor | None, block: int | None, progress: Tick | None) -> list[Tensor]:
-        """``(N1, N2, ...)`` values of all pairs."""
-        y = x1 if x2 is None else x2
-        if self._differentiable(x1, y):
-            return self._block(x1, y, x2 is None)
-        out = [torch.empty((len(x1), len(y), *p.positions, *p.positions), dtype=self.dtype) for p in self.pairs]
-        side = block or self._side()
-        tasks = list(_blocks(len(x1), len(y), side, x2 is None))
-        done = 0
-
-        def work(task: tuple[slice, slice]) -> None:
-            rows, columns = task
-            own = x2 is None and rows == columns
-            first = x1[rows]
-            for target, value in zip(out, self._block(first, first if own else y[columns], own), strict=True):
-                target[rows, columns] = value
-                if x2 is None and not own:
-                    target[columns, rows] = _transposed(value)
-
-        with torch.no_grad(), _workers(len(tasks)) as run:
-            for _ in run(work, tasks):
-                done += 1
-                if progress is not None:
-                    progress(done, len(tasks))
-        return out
-
-    def _differentiable(self, *inputs: Tensor) -> bool:
-        values = [*inputs, *(v for v in self.variances.values() if isinstance(v, Tensor))]
-        return torch.is_grad_enabled() and any(v.requires_grad for v in values)
-
-    def _block(self, x1: Tensor, x2: Tensor, own: bool) -> list[Tensor]:
-        if self.plan.moments.sampled and x1 is not x2:  # draws are joint over all inputs
-            both = torch.cat([x1, x2])
-            return [k[: len(x1), len(x1) :] for k in self._block(both, both, False)]
-        run = self._run(x1, x2)
-        values = run.evaluate([p.cross for p in self.pairs])
-        full = [self._full(v, p, len(x1), len(x2)) for v, p in zip(values, self.pairs, strict=True)]
-        if not own or self.plan.moments.sampled:
-            return full
-        return [_with_diagonal(_symmetric(k), d) for k, d in zip(full, self._own(x1), strict=True)]
-
-    def _full(self, value: Tensor | None, pairs: Pairs, n1: int, n2: int) -> Tensor:
-        shape = (n1, n2, *pairs.positions, *pairs.positions)
-        if value is None:
-            return torch.zeros(shape, dtype=self.dtype)
-        kept = 2 + 2 * len(pairs.positions)
-        value = value.reshape(value.shape[:kept])
-        return value.expand(shape)
-
-    def _side(self, diagonal: bool = False) -> int:
-        """Inputs on a side of a block, or of a part of the diagonal."""
-        arrays = [p.own[0] if diagonal else p.cross for p in self.pairs]
-        size = max((_largest(array) for array in arrays if array is not None), default=1)
-        item = torch.finfo(self.dtype).bits // 8
-        count = BLOCK_BYTES // (item * size)
-        return max(1, count if diagonal else min(512, math.isqrt(count)))
 
 
 def kernel(
@@ -287,36 +186,6 @@ def kernel(
     return Kernel(make, example_input.detach(), optimizer, init, widths)
 
 
-def _blocks(n1: int, n2: int, side: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    for i in range(0, n1, side):
-        for j in range(i if symmetric else 0, n2, side):
-            yield slice(i, min(i + side, n1)), slice(j, min(j + side, n2))
-
-
-def _transposed(value: Tensor) -> Tensor:
-    """A block of the other triangle: pair axes and position axes swapped."""
-    half = (value.dim() - 2) // 2
-    return value.permute(1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
-
-
-def _symmetric(value: Tensor) -> Tensor:
-    """A block of pairs of inputs with themselves, with both triangles rounded alike."""
-    if value.shape[0] != value.shape[1] or value.stride(0) == 0 or value.stride(1) == 0:
-        return value
-    return (value + _transposed(value)) * 0.5
-
-
-def _with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
-    """A symmetric block with the diagonal computed as the diagonal."""
-    at = torch.arange(len(matrix))
-    if matrix.requires_grad or diagonal.requires_grad:
-        eye = torch.eye(len(matrix), dtype=torch.bool).reshape(*matrix.shape[:2], *([1] * (matrix.dim() - 2)))
-        return torch.where(eye, diagonal.unsqueeze(1), matrix)
-    matrix = matrix.clone() if matrix.stride(0) == 0 or matrix.stride(1) == 0 else matrix
-    matrix[at, at] = diagonal
-    return matrix
-
-
 @contextmanager
 def _deep() -> Iterator[None]:
     """Room for recursion over the layers of deep networks: about thirty frames a layer."""
@@ -326,31 +195,3 @@ def _deep() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(limit)
-
-
-@contextmanager
-def _workers(tasks: int) -> Iterator[Callable[..., Any]]:
-    """A map over as many threads as torch uses, each with one torch thread; the plain map for a single task."""
-    threads = torch.get_num_threads()
-    if threads == 1 or tasks == 1:
-        yield map
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _largest(root: Array) -> int:
-    """Entries for each pair of the largest array that another is computed from."""
-    most, stack, seen = 1, [root], set()
-    while stack:
-        array = stack.pop()
-        if array in seen:
-            continue
-        seen.add(array)
-        if not isinstance(array, ScalarArray):
-            most = max(most, math.prod(array.sizes))
-        stack += children(array)
-    return most

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tpcompile.capture import capture
 from tpcompile.errors import UsageError
-from tpcompile.evaluate.gaussian.moments import Factor, Moments, unified
-from tpcompile.evaluate.gaussian.terms import Array, Poly
+from tpcompile.evaluate.gaussian.factored import Factoring
+from tpcompile.evaluate.gaussian.moments import Factor, Moments
+from tpcompile.evaluate.gaussian.terms import Array, Poly, unified
 from tpcompile.ir import Data, Node
 from tpcompile.laws import Law
 from tpcompile.lowering.kernel import KernelProgram, compile_kernel
@@ -67,8 +68,9 @@ def plan_kernels(
     names = [n.op.name for n in program.program.nodes if isinstance(n.op, Data) and n.op.name.startswith("inputs#")]
     moments = Moments(program.program, names[0] if names else "")
     moments.plan_scalars()
-    nngp = _pairs(moments, program.output, program.output_exponent)
-    ntk = _pairs(moments, program.variation, program.variation_exponent) if tangent else None
+    factoring = Factoring()
+    nngp = _pairs(moments, program.output, program.output_exponent, factoring)
+    ntk = _pairs(moments, program.variation, program.variation_exponent, factoring) if tangent else None
     return Plan(program, moments, nngp, ntk)
 
 
@@ -80,7 +82,7 @@ def generic(example: Tensor) -> Tensor:
     return torch.randn(example.shape, generator=generator, dtype=torch.float64).to(example.dtype)
 
 
-def _pairs(m: Moments, node: Node | None, exponent: Fraction) -> Pairs:
+def _pairs(m: Moments, node: Node | None, exponent: Fraction, factoring: Factoring) -> Pairs:
     if node is None:
         return Pairs(None, (None, None), (), Fraction(0))
     a, b = m.factor(node, 0), m.factor(node, 1)
@@ -97,7 +99,7 @@ def _pairs(m: Moments, node: Node | None, exponent: Fraction) -> Pairs:
         out = [f.labels[i] for f in (x, y) for i in kept]
         shared = [p for p, free in zip(x.labels, independent, strict=True) if free and p is not None]
         found = m.array([x, y], [p for p in (*out, *shared) if p is not None])
-        return found
+        return None if found is None else factoring(found)
 
     axes = tuple(d for d in node.dims if isinstance(d, int))
     return Pairs(array(0, 1), (array(0, 0), array(1, 1)), sizes, 2 * exponent, axes, tuple(kept))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.evaluate.duals.closed import signed
+from tpcompile.evaluate.duals.elementary import asin
 from tpcompile.evaluate.duals.pair import Pair, inverse
 from tpcompile.nonlin.atoms import SIGN, Expression, real
 
@@ -83,8 +84,9 @@ def _arc_cosine(pair: Pair, a: tuple[int, float, float], b: tuple[int, float, fl
     (m, alpha, beta), (n, alpha2, beta2) = a, b
     linear, kinked = alpha * alpha2, beta * beta2 * 2 / math.pi
     if m == n == 0:
-        out = torch.full_like(pair.cov, linear) if not kinked else pair.asin * kinked
-        return out.add_(linear) if kinked and linear else out
+        if not kinked:
+            return torch.full_like(pair.cov, linear)
+        return torch.add(pair.cov.new_tensor(linear), pair.asin, alpha=kinked)
     if m == n == 1:
         if not kinked:
             return pair.cov * linear
@@ -102,7 +104,8 @@ def _arc_cosine(pair: Pair, a: tuple[int, float, float], b: tuple[int, float, fl
 
 def _arc_sine(pair: Pair, a: tuple[float, float, float], b: tuple[float, float, float]) -> Tensor:
     out = pair.cov * (pair.var_u + a[2] ** 2).rsqrt()
-    out.mul_((pair.var_v + b[2] ** 2).rsqrt()).clamp_(-1, 1).asin_().mul_(a[1] * b[1] * 2 / math.pi)
+    out.mul_((pair.var_v + b[2] ** 2).rsqrt()).clamp_(-1, 1)
+    out = asin(out, out).mul_(a[1] * b[1] * 2 / math.pi)
     return out.add_(a[0] * b[0]) if a[0] * b[0] else out
 
 
@@ -110,7 +113,7 @@ def _two_densities(pair: Pair, a: tuple[float, float], b: tuple[float, float]) -
     s, t = a[1] ** 2, b[1] ** 2
     det = (pair.var_u * pair.var_v).expand_as(pair.cov).addcmul(pair.cov, pair.cov, value=-1).clamp_(min=0)
     if s or t:
-        return det.add_((pair.var_u + s) * t).add_(pair.var_v * s).rsqrt_().mul_(a[0] * b[0] / (2 * math.pi))
+        return det.add_((pair.var_u + s) * t).add_(pair.var_v * s).pow_(-0.5).mul_(a[0] * b[0] / (2 * math.pi))
     # two deltas: infinite at correlation one, where zero is taken (the subgradient of a symmetric cone)
     least = (pair.var_u * pair.var_v) * (8 * torch.finfo(det.dtype).eps)
     return torch.where(det > least, inverse(det.sqrt()), 0.0).mul_(a[0] * b[0] / (2 * math.pi))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcompile.evaluate.duals.elementary import asin, sqrt_
+
 
 class Pair:
     """Covariances of ``(u, v)``: ``cov`` for all pairs, ``var_u`` and ``var_v`` broadcastable to it.
@@ -45,12 +47,12 @@ class Pair:
 
     @cached_property
     def asin(self) -> Tensor:
-        return torch.asin(self.rho)
+        return asin(self.rho)
 
     @cached_property
     def root(self) -> Tensor:
         """``sqrt(1 - rho^2)``, accurate also near one: ``1 - rho`` is exact there."""
-        return torch.addcmul(a := 1 - self.rho, a, self.rho).clamp_(min=0).sqrt_()
+        return sqrt_(torch.addcmul(a := 1 - self.rho, a, self.rho))  # not negative, being a - |a rho| or more
 
     def select(self, where: Tensor) -> Pair:
         """The pairs where a mask of the covariance's shape is true, as lists of float64."""

@@ -114,7 +114,7 @@ def _correlated(m: Moments, v: Factor, w: Factor) -> bool:
 def _group(m: Moments, group: Sequence[Factor]) -> Poly:
     if all(is_generator(m, f) for f in group) and len(group) <= 2:
         return m.mean(group[0]) if len(group) == 1 else m.generators(group[0], group[1])
-    variables = list(dict.fromkeys(v for f in group for v in _variables(m, f)))
+    variables = sorted(dict.fromkeys(v for f in group for v in _variables(m, f)), key=lambda v: v.copy)
     if not all(m.structure.gaussian(v.node) for v in variables):
         return _sampled(m, group)
     if len({v.blocks for v in variables}) > 1:

@@ -32,6 +32,7 @@ from tpcompile.evaluate.gaussian.terms import (
     VarianceArray,
     matched,
     product,
+    unified,
 )
 from tpcompile.ir import (
     Contract,
@@ -432,19 +433,3 @@ class Moments:
             where=self.program.origins.get(node) or None,
             advice="the particle evaluator applies: evaluator='particles'",
         )
-
-
-def unified(deltas: Sequence[tuple[Label, Label]]) -> dict[Label, Label]:
-    """Which label stands for which, given Kronecker deltas."""
-    names: dict[Label, Label] = {}
-
-    def root(x: Label) -> Label:
-        while x in names:
-            x = names[x]
-        return x
-
-    for a, b in deltas:
-        a, b = root(a), root(b)
-        if a != b:
-            names[max(a, b)] = min(a, b)
-    return {x: root(x) for x in names}

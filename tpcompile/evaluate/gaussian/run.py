@@ -12,7 +12,8 @@ from torch import Tensor
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate import duals
-from tpcompile.evaluate.gaussian.moments import Moments, unified
+from tpcompile.evaluate.gaussian.moments import Moments
+from tpcompile.evaluate.gaussian.order import Order, PairKey, order, pair_key
 from tpcompile.evaluate.gaussian.sampled import SampledArray, evaluate_sampled
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -26,8 +27,8 @@ from tpcompile.evaluate.gaussian.terms import (
     SingleArray,
     SumArray,
     Term,
-    Use,
     VarianceArray,
+    resolved,
 )
 from tpcompile.ir import Contract, Data, Node, Sum, Width
 
@@ -38,7 +39,8 @@ _LETTERS = "abcdefghijklmnopqrstuvwxABCDEFGHIJKLMNOPQRSTUVWX"
 class Run:
     """Arrays on one block: inputs of the two copies, each ``(N, *input shape)``.
 
-    ``variances`` replaces the variances of initial values by name (numbers or tensors that require grad).
+    ``variances`` replaces the variances of initial values by name (numbers or tensors that require grad), ``known``
+    are values of arrays.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Run:
         scalars: dict[Any, Tensor] | None = None,
         samples: int = 16384,
         seed: int = 0,
+        known: Mapping[Array, Tensor] | None = None,
     ) -> None:
         self.moments = moments
         self.inputs = inputs
@@ -58,17 +61,26 @@ class Run:
         self.samples = samples
         self.seed = seed
         self.values: dict[Array, Tensor] = {}
-        self.pairs: dict[tuple[Array, Array, Array], Any] = {}
+        self.known: Mapping[Array, Tensor] = {} if known is None else known
+        self.pairs: dict[PairKey, duals.Pair] = {}
         self.scalars: dict[Any, Tensor] = {} if scalars is None else scalars
         self.left: dict[Array, int] = {}
+        self.open: dict[PairKey, int] = {}
 
-    def evaluate(self, arrays: Sequence[Array | None]) -> list[Tensor | None]:
-        """Values of arrays, shape ``(N1 or 1, N2 or 1, *sizes)``; None is zero."""
-        self.left = _counts([a for a in arrays if a is not None])
+    def evaluate(self, arrays: Sequence[Array | None], plan: Order | None = None) -> list[Tensor | None]:
+        """Values of arrays, shape ``(N1 or 1, N2 or 1, *sizes)``; None is zero. ``plan`` may give their order."""
+        wanted = [a for a in arrays if a is not None]
+        plan = plan or order(wanted, self.known)
+        self.left, self.open = dict(plan.reads), dict(plan.duals)
+        for array in plan.first:
+            if array not in self.values:
+                self.values[array] = self._value(array)
         return [None if a is None else self.value(a) for a in arrays]
 
     def value(self, array: Array) -> Tensor:
         """The value of one array; it is dropped after its last use."""
+        if array in self.known:
+            return self.known[array]
         found = self.values.get(array)
         if found is None:
             found = self._value(array)
@@ -116,38 +128,46 @@ class Run:
 
     def _sum(self, array: SumArray) -> Tensor:
         total: Tensor | None = None
+        constant: Any = 0.0
+        owned = False  # whether the total is a tensor of this sum alone
         for term in array.terms:
-            value = self._product(term, array)
-            total = value if total is None else total + value
+            coefficient, factors = self._factors(term, array)
+            if not factors:
+                constant = constant + coefficient
+                continue
+            if total is None and isinstance(constant, float) and constant:
+                total, constant = self._number(constant, len(array.out)), 0.0
+            total, owned = _added(total, owned, coefficient, factors)
         if total is None:
-            return torch.zeros((1, 1, *([1] * len(array.out))), dtype=self.dtype)
-        return total
+            return self._number(constant, len(array.out))
+        if isinstance(constant, float) and not constant:
+            return total
+        return total.add_(constant) if owned and isinstance(constant, float) else total + constant
 
-    def _product(self, term: Term, array: SumArray) -> Tensor:
+    def _number(self, value: Any, axes: int) -> Tensor:
+        return torch.as_tensor(value, dtype=self.dtype).reshape((1,) * (2 + axes))
+
+    def _factors(self, term: Term, array: SumArray) -> tuple[Any, list[Tensor]]:
+        """A term as a number (a tensor where that requires grad) and factors over the labels of the sum."""
         uses, times = resolved(term, array)
         out = array.out
         coefficient: Any = term.coefficient * times
         factors: list[tuple[Tensor, tuple[int, ...]]] = []
         for a, labels in uses:
+            if isinstance(a, VarianceArray) and not isinstance(self.variances.get(a.name), Tensor):
+                coefficient = coefficient * self.variances.get(a.name, a.value)
+                continue
             value, labels = _diagonal(self.value(a), labels)
             if not labels and value.numel() == 1:
                 coefficient = coefficient * (value.reshape(()) if value.requires_grad else float(value))
             else:
                 factors.append((value, labels))
-        if not factors:
-            return torch.as_tensor(coefficient, dtype=self.dtype).reshape((1,) * (2 + len(out)))
         summed = {x for _, labels in factors for x in labels} - set(out)
         carried = {x for v, labels in factors for x, size in zip(labels, v.shape[2:], strict=True) if size > 1}
         coefficient = coefficient * math.prod(array.lengths[x] for x in summed - carried)
         if summed:
-            value = self._einsum(factors, out)
-        else:
-            value = _aligned(*factors[0], out)
-            for x, labels in factors[1:]:
-                value = value * _aligned(x, labels, out)
-        if isinstance(coefficient, float) and coefficient == 1.0:
-            return value
-        return value * coefficient
+            return coefficient, [self._einsum(factors, out)]
+        return coefficient, [_aligned(x, labels, out) for x, labels in factors]
 
     def _einsum(self, factors: Sequence[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
         names: dict[int, str] = {}
@@ -162,11 +182,14 @@ class Run:
     # expectations --------------------------------------------------------------------------
 
     def _dual(self, array: DualArray) -> Tensor:
-        if array.mean_u is None and array.mean_v is None:
-            key = (array.cov, array.var_u, array.var_v)
+        key = pair_key(array)
+        if key is not None:
             pair = self.pairs.get(key)
             if pair is None:
                 pair = self.pairs[key] = duals.Pair(*(self.value(x) for x in key))
+            self.open[key] = self.open.get(key, 1) - 1
+            if self.open[key] <= 0:
+                del self.pairs[key]
             return array.dual(pair)
         means = [None if x is None else self.value(x) for x in (array.mean_u, array.mean_v)]
         return array.dual(self.value(array.cov), self.value(array.var_u), self.value(array.var_v), *means)
@@ -287,34 +310,32 @@ def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype, length: 
     return torch.vmap(one, dims)(*values)
 
 
-def resolved(term: Term, array: SumArray) -> tuple[list[Use], int]:
-    """Uses with the deltas worked in: a delta of two wanted labels is an identity matrix, any other a renaming.
+def _added(total: Tensor | None, owned: bool, coefficient: Any, factors: Sequence[Tensor]) -> tuple[Tensor, bool]:
+    """A sum and a product of tensors times a number, in few passes over memory; in place where it may be."""
+    if torch.is_tensor(coefficient):
+        value = coefficient * math.prod(factors[1:], start=factors[0])
+        return (value if total is None else total + value), False
+    first, *others = sorted(factors, key=lambda x: -x.numel())
+    if others and 8 * others[-1].numel() <= first.numel():  # numbers go to what is small
+        others[-1], coefficient = others[-1] * coefficient, 1.0
+    while len(others) > 1:
+        last = others.pop()
+        others[-1] = others[-1] * last
+    if total is None:
+        if not others:
+            return (first, False) if coefficient == 1 else (first * coefficient, True)
+        value = first * others[0]
+        return value if coefficient == 1 else value.mul_(coefficient), True
+    if owned and all(_fits(x.shape, total.shape) for x in (first, *others)):
+        value = total.addcmul_(first, others[0], value=coefficient) if others else total.add_(first, alpha=coefficient)
+        return value, True
+    if others:
+        return torch.addcmul(total, first, others[0], value=coefficient), True
+    return torch.add(total, first, alpha=coefficient), True
 
-    The number counts the values of summed labels on which nothing depends.
-    """
-    out = array.out
-    uses = list(term.uses)
-    names: dict[int, int] = {}
-    for group in _classes(term.deltas):
-        wanted = [x for x in out if x in group]
-        keep = wanted[0] if wanted else min(group)
-        names |= {x: keep for x in group}
-        for other in wanted[1:]:
-            uses.append((EyeArray((array.lengths[keep], array.lengths[other])), (keep, other)))
-    protected = len(term.uses)
-    renamed = [(a, tuple(names.get(x, x) for x in labels)) for a, labels in uses[:protected]]
-    lonely = {names[a] for a, _ in term.deltas if names[a] not in out}
-    carried = {x for _, labels in renamed for x in labels}
-    times = math.prod(array.lengths[x] for x in lonely - carried)
-    return renamed + uses[protected:], times
 
-
-def _classes(deltas: Sequence[tuple[int, int]]) -> list[set[int]]:
-    names = unified(deltas)
-    classes: dict[int, set[int]] = {}
-    for x in {y for pair in deltas for y in pair}:
-        classes.setdefault(names.get(x, x), set()).add(x)
-    return list(classes.values())
+def _fits(shape: Sequence[int], into: Sequence[int]) -> bool:
+    return all(n in (1, m) for n, m in zip(shape, into, strict=True))
 
 
 def _diagonal(value: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
@@ -343,47 +364,3 @@ def _aligned(value: Tensor, labels: tuple[int, ...], out: tuple[int, ...]) -> Te
 
 def _on_pair(x: Tensor, copy: int) -> Tensor:
     return x.unsqueeze(1) if copy == 0 else x.unsqueeze(0)
-
-
-def children(array: Array) -> list[Array]:
-    """The arrays that one is computed from, as often as they are read."""
-    match array:
-        case SumArray(terms=terms):
-            return [a for term in terms for a, _ in term.uses]
-        case DualArray(cov=cov, var_u=u, var_v=v, mean_u=mu, mean_v=mv):
-            return [x for x in (cov, u, v, mu, mv) if x is not None]
-        case SingleArray(var=var, mean=mean):
-            return [x for x in (var, mean) if x is not None]
-        case GatherArray(source=source) | ReshapeArray(source=source):
-            return [source]
-        case IntegralArray(covariances=rows, means=means):
-            return [x for row in rows for x in row] + [x for x in means if x is not None]
-        case SampledArray(covariances=rows, leaves=leaves):
-            means = [leaf.mean for leaf in leaves]
-            return [x for row in (*rows, means) for x in row if x is not None]
-    return []
-
-
-def _counts(roots: Sequence[Array]) -> dict[Array, int]:
-    """How often each array is read, the roots once for themselves."""
-    counts: dict[Array, int] = {}
-    stack = list(roots)
-    for root in roots:
-        counts[root] = counts.get(root, 0) + 1
-    seen: set[Array] = set()
-    pairs: set[tuple[Array, Array, Array]] = set()
-    while stack:
-        array = stack.pop()
-        if array in seen:
-            continue
-        seen.add(array)
-        inner = children(array)
-        if isinstance(array, DualArray) and array.mean_u is None and array.mean_v is None:
-            key = (array.cov, array.var_u, array.var_v)
-            if key in pairs:
-                continue  # the pair is read once for all duals of it
-            pairs.add(key)
-        for x in inner:
-            counts[x] = counts.get(x, 0) + 1
-            stack.append(x)
-    return counts

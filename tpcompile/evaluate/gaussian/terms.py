@@ -6,6 +6,7 @@ then finite axes such as positions. Sums of products name the finite axes by lab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,5 +142,49 @@ def matched(first: Sequence[Label | None], second: Sequence[Label | None]) -> tu
     return tuple((p, q) for p, q in zip(first, second, strict=True) if p is not None and q is not None and p != q)
 
 
-def _dims(nodes: Sequence[Node]) -> tuple:
-    return tuple(x.dims for x in nodes)
+def unified(deltas: Sequence[tuple[Label, Label]]) -> dict[Label, Label]:
+    """Which label stands for which, given Kronecker deltas."""
+    names: dict[Label, Label] = {}
+
+    def root(x: Label) -> Label:
+        while x in names:
+            x = names[x]
+        return x
+
+    for a, b in deltas:
+        a, b = root(a), root(b)
+        if a != b:
+            names[max(a, b)] = min(a, b)
+    return {x: root(x) for x in names}
+
+
+def resolved(term: Term, array: SumArray) -> tuple[list[Use], int]:
+    """Uses with the deltas worked in: a delta of two wanted labels is an identity matrix, any other a renaming.
+
+    The number counts the values of summed labels on which nothing depends.
+    """
+    if not term.deltas:
+        return list(term.uses), 1
+    out = array.out
+    uses = list(term.uses)
+    names: dict[int, int] = {}
+    for group in _classes(term.deltas):
+        wanted = [x for x in out if x in group]
+        keep = wanted[0] if wanted else min(group)
+        names |= {x: keep for x in group}
+        for other in wanted[1:]:
+            uses.append((EyeArray((array.lengths[keep], array.lengths[other])), (keep, other)))
+    protected = len(term.uses)
+    renamed = [(a, tuple(names.get(x, x) for x in labels)) for a, labels in uses[:protected]]
+    lonely = {names[a] for a, _ in term.deltas if names[a] not in out}
+    carried = {x for _, labels in renamed for x in labels}
+    times = math.prod(array.lengths[x] for x in lonely - carried)
+    return renamed + uses[protected:], times
+
+
+def _classes(deltas: Sequence[tuple[int, int]]) -> list[set[int]]:
+    names = unified(deltas)
+    classes: dict[int, set[int]] = {}
+    for x in {y for pair in deltas for y in pair}:
+        classes.setdefault(names.get(x, x), set()).add(x)
+    return list(classes.values())

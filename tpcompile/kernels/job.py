@@ -1,0 +1,236 @@
+"""Evaluation of planned kernels over all pairs of inputs: in blocks that fit the caches, side by side on threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpcompile.evaluate.gaussian.order import Order, children, one_sided, order
+from tpcompile.evaluate.gaussian.run import Run
+from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
+from tpcompile.kernels.plan import Pairs, Plan
+
+BLOCK_BYTES = 2**19  # of one array over a block: some of them fit a core's cache
+ROWS = 256  # of a block: the part of a symmetric matrix that is computed twice is small
+KEPT_BYTES = 2**25  # of what depends on one set of inputs only
+
+Tick = Callable[[int, int], None]
+
+
+class Job:
+    """One evaluation of some kernels."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        pairs: list[Pairs],
+        dtype: torch.dtype,
+        variances: Mapping[str, Any],
+        samples: int,
+        seed: int,
+    ) -> None:
+        self.samples = samples
+        self.seed = seed
+        self.plan = plan
+        self.pairs = pairs
+        self.dtype = dtype
+        self.variances = variances
+
+    def _run(self, x1: Tensor, x2: Tensor, known: Mapping[Array, Tensor] | None = None) -> Run:
+        moments = self.plan.moments
+        return Run(moments, (x1, x2), self.dtype, self.variances, samples=self.samples, seed=self.seed, known=known)
+
+    def diagonal(self, x: Tensor, block: int | None = None) -> list[Tensor]:
+        """``(N, ...)`` values of every input with itself."""
+        if self._differentiable(x):
+            return self._own(x)
+        step = block or (self._sides()[0] if self.plan.moments.sampled else self._count(diagonal=True))
+        with torch.no_grad():
+            parts = [self._own(part) for part in (x.split(step) if len(x) else [x])]
+        return [torch.cat(found) for found in zip(*parts, strict=True)]
+
+    def _own(self, x: Tensor) -> list[Tensor]:
+        if self.plan.moments.sampled:
+            whole = self._run(x, x).evaluate([p.cross for p in self.pairs])
+            at = torch.arange(len(x))
+            return [self._full(v, p, len(x), len(x))[at, at] for v, p in zip(whole, self.pairs, strict=True)]
+        values = self._run(x, x).evaluate([p.own[0] for p in self.pairs])
+        return [self._full(v, p, len(x), 1)[:, 0] for v, p in zip(values, self.pairs, strict=True)]
+
+    def matrix(self, x1: Tensor, x2: Tensor | None, block: int | None, progress: Tick | None) -> list[Tensor]:
+        """``(N1, N2, ...)`` values of all pairs."""
+        y = x1 if x2 is None else x2
+        if self._differentiable(x1, y):
+            return self._block(x1, y, x2 is None)
+        out = [_matrix((len(x1), len(y), *p.positions, *p.positions), self.dtype) for p in self.pairs]
+        height, width = (block, block) if block else self._sides()
+        tasks = list(_blocks(len(x1), len(y), height, width, x2 is None))
+        wanted = [p.cross for p in self.pairs if p.cross is not None]
+        done = 0
+
+        def work(task: tuple[slice, slice]) -> None:
+            rows, columns = task
+            own = x2 is None and rows.start == columns.start
+            first = x1[rows]
+            second = first if x2 is None and rows == columns else y[columns]
+            known = {array: _part(value, copy, task[copy]) for array, (value, copy) in sides.items()}
+            values = self._cross(first, second, known, plan)
+            side = len(first) if own else 0
+            for target, value in zip(out, values, strict=True):
+                if own:
+                    value = _with_symmetric_part(value, side)
+                target[rows, columns] = value
+                if x2 is None and value.shape[1] > side:
+                    target[columns, rows][side:] = _transposed(value[:, side:])
+
+        with torch.no_grad(), _workers(len(tasks)) as run:
+            sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted)
+            plan = order(wanted, sides.keys())
+            for _ in run(work, tasks):
+                done += 1
+                if progress is not None:
+                    progress(done, len(tasks))
+            if x2 is None and not self.plan.moments.sampled and len(x1):
+                at = torch.arange(len(x1))
+                for target, values in zip(out, self.diagonal(x1, block), strict=True):
+                    target[at, at] = values
+        return out
+
+    def _sides_known(self, x1: Tensor, x2: Tensor, wanted: Sequence[Array]) -> dict[Array, tuple[Tensor, int]]:
+        """Values of what depends on one set of inputs only, with that set; nothing if that is too much."""
+        found = one_sided(wanted, self.plan.moments.dependent)
+        item = torch.finfo(self.dtype).bits // 8
+        if sum(math.prod(array.sizes) for array, _ in found) * max(len(x1), len(x2)) * item > KEPT_BYTES:
+            return {}
+        values = self._run(x1, x2).evaluate([array for array, _ in found])
+        return {a: (v, copy) for (a, copy), v in zip(found, values, strict=True) if v is not None}
+
+    def _differentiable(self, *inputs: Tensor) -> bool:
+        values = [*inputs, *(v for v in self.variances.values() if isinstance(v, Tensor))]
+        return torch.is_grad_enabled() and any(v.requires_grad for v in values)
+
+    def _block(self, x1: Tensor, x2: Tensor, own: bool) -> list[Tensor]:
+        if self.plan.moments.sampled and x1 is not x2:  # draws are joint over all inputs
+            both = torch.cat([x1, x2])
+            return [k[: len(x1), len(x1) :] for k in self._block(both, both, False)]
+        full = self._cross(x1, x2)
+        if not own or self.plan.moments.sampled:
+            return full
+        return [_with_diagonal(_symmetric(k), d) for k, d in zip(full, self._own(x1), strict=True)]
+
+    def _cross(
+        self, x1: Tensor, x2: Tensor, known: Mapping[Array, Tensor] | None = None, plan: Order | None = None
+    ) -> list[Tensor]:
+        if self.plan.moments.sampled and x1 is not x2:
+            return self._block(x1, x2, False)
+        values = self._run(x1, x2, known).evaluate([p.cross for p in self.pairs], plan)
+        return [self._full(v, p, len(x1), len(x2)) for v, p in zip(values, self.pairs, strict=True)]
+
+    def _full(self, value: Tensor | None, pairs: Pairs, n1: int, n2: int) -> Tensor:
+        shape = (n1, n2, *pairs.positions, *pairs.positions)
+        if value is None:
+            return torch.zeros(shape, dtype=self.dtype)
+        kept = 2 + 2 * len(pairs.positions)
+        value = value.reshape(value.shape[:kept])
+        return value.expand(shape)
+
+    def _count(self, diagonal: bool = False) -> int:
+        """Pairs in a block, or inputs in a part of the diagonal."""
+        arrays = [p.own[0] if diagonal else p.cross for p in self.pairs]
+        size = max((_largest(array) for array in arrays if array is not None), default=1)
+        return max(1, BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * size))
+
+    def _sides(self) -> tuple[int, int]:
+        """Rows and columns of a block."""
+        count = self._count()
+        rows = min(ROWS, math.isqrt(count))
+        return rows, rows if self.plan.moments.sampled else count // rows
+
+
+def _blocks(n1: int, n2: int, height: int, width: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    for i in range(0, n1, height):
+        for j in range(i if symmetric else 0, n2, width):
+            yield slice(i, min(i + height, n1)), slice(j, min(j + width, n2))
+
+
+def _matrix(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a matrix. NumPy asks for large pages, without which the first writing takes as long as computing."""
+    item = torch.empty(0, dtype=dtype)
+    if dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.empty(shape, item.numpy().dtype))
+    return item.new_empty(shape)
+
+
+def _part(value: Tensor, copy: int, where: slice) -> Tensor:
+    """What depends on one set of inputs, at some of them."""
+    return value if value.shape[copy] == 1 else value[(slice(None),) * copy + (where,)]
+
+
+def _transposed(value: Tensor) -> Tensor:
+    """A block of the other triangle: pair axes and position axes swapped."""
+    half = (value.dim() - 2) // 2
+    if not half:
+        return value.T.contiguous()  # as a copy into rows of a larger matrix it would be slow
+    return value.permute(1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
+
+
+def _with_symmetric_part(value: Tensor, side: int) -> Tensor:
+    """A block of which the first ``side`` columns are of pairs of its rows: both triangles of these rounded alike."""
+    part = _symmetric(value[:, :side])
+    if part.shape[1] == value.shape[1] or value.stride(0) == 0 or value.stride(1) == 0:
+        return part if part.shape[1] == value.shape[1] else value
+    value[:, :side] = part
+    return value
+
+
+def _symmetric(value: Tensor) -> Tensor:
+    """A block of pairs of inputs with themselves, with both triangles rounded alike."""
+    if value.shape[0] != value.shape[1] or value.stride(0) == 0 or value.stride(1) == 0:
+        return value
+    return (value + _transposed(value)) * 0.5
+
+
+def _with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
+    """A symmetric block with the diagonal computed as the diagonal."""
+    at = torch.arange(len(matrix))
+    if matrix.requires_grad or diagonal.requires_grad:
+        eye = torch.eye(len(matrix), dtype=torch.bool).reshape(*matrix.shape[:2], *([1] * (matrix.dim() - 2)))
+        return torch.where(eye, diagonal.unsqueeze(1), matrix)
+    matrix = matrix.clone() if matrix.stride(0) == 0 or matrix.stride(1) == 0 else matrix
+    matrix[at, at] = diagonal
+    return matrix
+
+
+@contextmanager
+def _workers(tasks: int) -> Iterator[Callable[..., Any]]:
+    """A map over as many threads as torch uses, each with one torch thread; the plain map for a single task."""
+    threads = torch.get_num_threads()
+    if threads == 1 or tasks == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _largest(root: Array) -> int:
+    """Entries for each pair of the largest array that another is computed from."""
+    most, stack, seen = 1, [root], set()
+    while stack:
+        array = stack.pop()
+        if array in seen:
+            continue
+        seen.add(array)
+        if not isinstance(array, ScalarArray):
+            most = max(most, math.prod(array.sizes))
+        stack += children(array)
+    return most
