@@ -155,7 +155,7 @@ def vanishes(spec: str, nodes: Sequence[Node], local: bool = False, support: Sup
 def _vectors(nodes: Sequence[Node]) -> list[Node]:
     """The vectors that values are made of down to products with initial matrices, and these matrices; operands first.
 
-    Not through scalars, which are constants here.
+    Not through scalars, which are constants here, nor through sums over pairs, of whose signs nothing is known.
     """
     seen: set[Node] = set()
     stack = [x for x in nodes if x.kind != "scalar"]
@@ -163,7 +163,7 @@ def _vectors(nodes: Sequence[Node]) -> list[Node]:
         node = stack.pop()
         if node not in seen:
             seen.add(node)
-            below = node.operands[:1] if isinstance(node.op, MatMul) else node.operands
+            below = () if _over_pairs(node) else node.operands[:1] if isinstance(node.op, MatMul) else node.operands
             stack.extend(x for x in below if x.kind != "scalar")
     return sorted(seen, key=lambda x: x.serial)
 
@@ -197,10 +197,13 @@ class _Walk:
             (x.operands[0].dims[x.op.axis], x.op.parts, x.op.inner) for x in vectors if isinstance(x.op, SplitWidth)
         }
         out: list[_Flip] = []
+        rows = {(x.operands[0], _out_axis(x)) for x in vectors if isinstance(x.op, MatMul)}
         for node in vectors:
             if not isinstance(node.op, Init) or (node.kind == "vector" and not is_symmetric(node.op.law)):
                 continue
             for axis in width_positions(node.dims):
+                if node.kind == "matrix" and (node, axis) not in rows:
+                    continue  # blocks of what is contracted mix
                 size = self._shape(node)[axis]
                 patterns = {(-1,) * size}
                 for width, parts, inner in splits:
@@ -281,8 +284,7 @@ class _Walk:
         """Blocks of the rows of the matrix change sign; the signs of what it is multiplied with are not known."""
         assert isinstance(node.op, MatMul)
         matrix, x = node.operands
-        rows, columns = width_positions(matrix.dims)
-        out_axis = columns if node.op.transpose else rows
+        out_axis = _out_axis(node)
         (axis,) = width_positions(node.dims)
         shape = self._shape(node)
         below = frozenset() if self._local else self._support.of(x)
@@ -317,6 +319,13 @@ class _Walk:
     def _spread(self, x: Signs, shape: tuple[int, ...]) -> Signs:
         padded = x.reshape(len(x), *(1,) * (len(shape) + 1 - x.ndim), *x.shape[1:])
         return np.broadcast_to(padded, (len(x), *shape))
+
+
+def _out_axis(product_: Node) -> int:
+    """The axis of an initial matrix that a product with it keeps."""
+    assert isinstance(product_.op, MatMul)
+    rows, columns = width_positions(product_.operands[0].dims)
+    return columns if product_.op.transpose else rows
 
 
 def _along(signs: tuple[int, ...], axis: int, rank: int) -> Signs:

@@ -18,6 +18,7 @@ from functools import cache, lru_cache
 
 OWN, ROWS, COLUMNS, ENTRIES = 0x11, 0x22, 0x44, 0x88
 GLOBAL, LOCAL = 0x0F, 0xF0
+_MOST_SUMS = 12  # deep networks join many summands: more relations than that cost time and decide nothing
 _SHIFTS = {OWN: 0, ROWS: 1, COLUMNS: 2, ENTRIES: 3}
 
 
@@ -63,7 +64,7 @@ NOTHING = Space()
 
 @lru_cache(maxsize=1 << 16)
 def spanned(units: int, *characters: int) -> Space:
-    """The space that generators and characters span."""
+    """The space that generators and characters span; a larger one, of single generators, where it is of many sums."""
     basis: list[int] = []
     for x in characters:
         x &= ~units
@@ -72,10 +73,11 @@ def spanned(units: int, *characters: int) -> Space:
         if x:
             top = 1 << (x.bit_length() - 1)
             basis = [y ^ x if y & top else y for y in basis] + [x]
-    for x in basis:
-        if x & (x - 1) == 0:
-            units |= x
-    return Space(units, tuple(sorted((x for x in basis if x & (x - 1)), reverse=True)))
+    sums = [x for x in basis if x & (x - 1)]
+    alone = basis if len(sums) > _MOST_SUMS else set(basis) - set(sums)
+    for x in alone:
+        units |= x
+    return Space(units, () if len(sums) > _MOST_SUMS else tuple(sorted(sums, reverse=True)))
 
 
 def united(a: Space, b: Space) -> Space:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,6 +88,15 @@ class GraphNode:
     dtype: torch.dtype | None
     origin: Origin
 
+    @cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the nodes that it reads, each once."""
+        return tuple(dict.fromkeys([*references(self.args), *references([v for _, v in self.kwargs])]))
+
+    def is_forward(self, step: int) -> bool:
+        """True for a call in the forward pass of a step."""
+        return self.kind == "call" and (self.origin.phase, self.origin.step) == ("forward", step)
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -112,6 +123,34 @@ class Capture:
     output_shape: tuple[int, ...]  # of one input's output
     magnitudes: Mapping[str, float] = field(default_factory=dict)  # rms at the largest width, beside numbers of updates
     notes: tuple[str, ...] = ()  # what is odd about the setup, in words
+
+    @cached_property
+    def named(self) -> Mapping[str, GraphNode]:
+        """Every node by its name, in order."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """The place of every node in the order of execution."""
+        return {node.name: i for i, node in enumerate(self.nodes)}
+
+    @cached_property
+    def readers(self) -> Mapping[str, Sequence[GraphNode]]:
+        """The calls that read a node, in order."""
+        found: dict[str, list[GraphNode]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.operands:
+                found[name].append(node)
+        return dict(found)
+
+    @cached_property
+    def depends_on_data(self) -> frozenset[str]:
+        """Nodes of forward passes that are computed from data, not only from parameters at their present values."""
+        found = {node.name for node in self.nodes if node.kind == "data"}
+        for node in self.nodes:
+            if node.kind == "call" and node.origin.phase == "forward" and not found.isdisjoint(node.operands):
+                found.add(node.name)
+        return frozenset(found)
 
 
 def references(x: Any) -> Iterator[str]:

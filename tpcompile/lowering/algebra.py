@@ -30,6 +30,9 @@ class Algebra:
     builder: Builder = field(default_factory=Builder)
     parity: Parity = field(default_factory=Parity)
     support: Support = field(default_factory=Support)
+    vanishing: dict[tuple[str, tuple[Node, ...]], bool] = field(
+        default_factory=dict
+    )  # moments met, whether they vanish
     place: str = ""  # of the operation at hand, for errors
 
     def __post_init__(self) -> None:

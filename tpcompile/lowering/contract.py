@@ -163,9 +163,7 @@ class Contractions:
         if any(x.kind == "matrix" for x in nodes):
             return self._pair_moment(spec, nodes, ratios)
         (ratio,) = ratios
-        zero = self.a.parity.vanishes(*nodes) or (
-            not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support)
-        )
+        zero = self._vanishes(spec, tuple(nodes))
         number, node = self.nodes.contract(spec, nodes, gaussian=zero)
         exponent = HALF if zero else Fraction(1)
         number *= float(ratio) ** float(exponent)
@@ -175,6 +173,14 @@ class Contractions:
             return [(exponent, number, node)], exponent - HALF
         noise = self.nodes.builder.node(Fluctuation(), node)
         return [(exponent, number, node), (exponent - HALF, number, noise)], None
+
+    def _vanishes(self, spec: str, nodes: tuple[Node, ...]) -> bool:
+        known = self.a.vanishing
+        if (spec, nodes) not in known:
+            known[spec, nodes] = self.a.parity.vanishes(*nodes) or (
+                not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support)
+            )
+        return known[spec, nodes]
 
     def _pair_moment(
         self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled, references
+from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled
 from tpcompile.errors import InitialisationError, TpcompileError, UnstableError, UnsupportedOperationError
 from tpcompile.ir import Init
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, ParameterLaw, Pieces, mean_and_std
@@ -62,6 +62,7 @@ def lower(
     kernel: bool = False,
     tolerant: bool = False,
     adjust: Adjustment | None = None,
+    earlier: Lowered | None = None,
 ) -> Lowered:
     """Lower a captured graph, keeping series to ``depth`` below their leading exponents.
 
@@ -70,9 +71,10 @@ def lower(
     For a ``kernel`` the output may grow with the width, and derivatives of nonlinearities are taken at their inputs,
     where their dual activations are known. ``tolerant`` goes on behind operations that have no rule or no limit:
     nothing is known of their values, and ``undecided`` says why. ``adjust`` may put another value in a node's place.
+    What another lowering found out about nodes need not be found again: ``earlier`` hands on its nodes.
     Raises UnsupportedOperationError for operations without a rule, UnstableError where a value blows up.
     """
-    algebra = Algebra(depth, width)
+    algebra = Algebra(depth, width) if earlier is None else replace(earlier.context.algebra, depth=depth, width=width)
     context = Context(algebra, capture.nodes[0], derivatives=kernel, beyond=tolerant)
     undecided: dict[str, TpcompileError] = {}
     values: dict[str, Any] = {}
@@ -129,7 +131,7 @@ def _touches(node: GraphNode, known: Mapping[str, frozenset[str]]) -> frozenset[
         return frozenset([f"direction/{node.target}"])
     if node.kind != "call":
         return frozenset([str(node.target)])
-    return frozenset().union(*(known[x] for x in {*references(node.args), *references([v for _, v in node.kwargs])}))
+    return frozenset().union(*(known[x] for x in node.operands))
 
 
 def unknown(node: GraphNode) -> Any:

@@ -32,7 +32,7 @@ def decay_kind(capture: Capture, name: str) -> Kind:
     of_parameter: set[str] = {start}
     mixed, linear = False, True
     for node in _between(capture, end):
-        operands = {*references(node.args), *references([v for _, v in node.kwargs])}
+        operands = set(node.operands)
         if operands & of_parameter and operands & gradients:
             mixed = True
         if operands & of_gradient and str(node.target) not in _LINEAR:
@@ -62,5 +62,5 @@ def _between(capture: Capture, end: str) -> list[GraphNode]:
     needed = {end}
     for node in reversed(capture.nodes):
         if node.name in needed and node.origin.phase == "update":
-            needed |= {*references(node.args), *references([v for _, v in node.kwargs])}
+            needed |= set(node.operands)
     return [n for n in capture.nodes if n.name in needed and n.kind == "call" and n.origin.phase == "update"]

@@ -11,7 +11,8 @@ from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from heapq import heapify, heappop, heappush
+from typing import Any, cast
 
 from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled, references
 from tpcompile.errors import TpcompileError
@@ -70,41 +71,40 @@ def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
     """Where a parameter is used in the forward pass of a step."""
     start = parameter_node(capture, parameter, step)
     way: dict[str, tuple[GraphNode, ...]] = {start: ()}
-    data = {node.name for node in capture.nodes if node.kind == "data"}
+    data = capture.depends_on_data
     found = []
-    factors = {name for node in products(capture, step) for name in references(node.args)}
-    for node in capture.nodes:
-        if node.kind != "call" or node.origin.phase != "forward" or node.origin.step != step:
+    pending = [capture.positions[node.name] for node in _readers(capture, start, step)]
+    heapify(pending)
+    while pending:
+        position = heappop(pending)
+        if pending and pending[0] == position:  # reached twice
             continue
-        operands = {*references(node.args), *references([v for _, v in node.kwargs])}
-        if operands & data:
-            data.add(node.name)
-        for operand in sorted(operands & way.keys()):
-            if operands & data:
-                beside = tuple(sorted((operands & data) - _added(node, operand)))
-                found.append(Use(node, operand, way[operand], _behind(capture, node, factors), beside))
-            else:
+        node = capture.nodes[position]
+        for operand in sorted(way.keys() & set(node.operands)):
+            if data.isdisjoint(node.operands):
                 way[node.name] = (*way[operand], node)
+            else:
+                beside = tuple(sorted(data.intersection(node.operands) - _added(node, operand)))
+                found.append(Use(node, operand, way[operand], _behind(capture, node), beside))
+        for reader in _readers(capture, node.name, step) if node.name in way else ():
+            heappush(pending, capture.positions[reader.name])
     return found
 
 
 def products(capture: Capture, step: int) -> list[GraphNode]:
     """Products of two values that depend on the data, summed over a growing axis, in the forward pass of a step."""
-    data = {node.name for node in capture.nodes if node.kind == "data"}
-    shapes = {node.name: node.shape for node in capture.nodes}
-    found = []
-    for node in capture.nodes:
-        if node.kind != "call" or (node.origin.phase, node.origin.step) != ("forward", step):
-            continue
-        operands = [*references(node.args)]
-        if not data.intersection(operands):
-            continue
-        data.add(node.name)
-        if str(node.target) in _PRODUCTS and data.issuperset(operands):
-            shape = shapes[operands[0]]
-            if shape and shape[-1].power:
-                found.append(node)
-    return found
+    return [node for node in capture.nodes if node.is_forward(step) and _is_product(capture, node)]
+
+
+def _is_product(capture: Capture, node: GraphNode) -> bool:
+    if str(node.target) not in _PRODUCTS or not capture.depends_on_data.issuperset(node.operands):
+        return False
+    shape = capture.named[node.operands[0]].shape
+    return bool(shape and shape[-1].power)
+
+
+def _readers(capture: Capture, name: str, step: int) -> list[GraphNode]:
+    return [node for node in capture.readers.get(name, ()) if node.is_forward(step)]
 
 
 def _added(node: GraphNode, operand: str) -> set[str]:
@@ -114,22 +114,17 @@ def _added(node: GraphNode, operand: str) -> set[str]:
     return {name for i in positions if i < len(node.args) for name in references(node.args[i])}
 
 
-def _behind(capture: Capture, node: GraphNode, factors: set[str]) -> tuple[GraphNode, ...]:
+def _behind(capture: Capture, node: GraphNode) -> tuple[GraphNode, ...]:
     """What is linear behind an operation, up to the first other one or one that is read twice: its layer's output.
 
     Numbers in front of a factor of a product of two activations, as of a query, belong to the product.
     """
-    origin = node.origin
-    readers: dict[str, list[GraphNode]] = {}
-    for other in capture.nodes:
-        if other.kind == "call" and (other.origin.phase, other.origin.step) == (origin.phase, origin.step):
-            for name in {*references(other.args)}:
-                readers.setdefault(name, []).append(other)
+    step = node.origin.step
     chain: list[GraphNode] = []
-    while len(following := readers.get(node.name, [])) == 1 and _is_linear(following[0], node.name):
+    while len(following := _readers(capture, node.name, step)) == 1 and _is_linear(following[0], node.name):
         node = following[0]
         chain.append(node)
-    if chain and chain[-1].name in factors:
+    if chain and any(_is_product(capture, reader) for reader in _readers(capture, chain[-1].name, step)):
         scaled = (i for i, link in enumerate(chain) if str(link.target) in _SCALED)
         return tuple(chain[: next(scaled, len(chain))])
     return tuple(chain)
@@ -137,15 +132,11 @@ def _behind(capture: Capture, node: GraphNode, factors: set[str]) -> tuple[Graph
 
 def factor_behind(capture: Capture, name: str) -> Fraction:
     """The largest power of n by which the operations that read a value multiply it before anything else."""
-    readers: dict[str, list[GraphNode]] = {}
-    origin = next(node.origin for node in capture.nodes if node.name == name)
-    for node in capture.nodes:
-        if node.kind == "call" and (node.origin.step, node.origin.phase) == (origin.step, "forward"):
-            for operand in {*references(node.args)}:
-                readers.setdefault(operand, []).append(node)
+    step = capture.named[name].origin.step
 
     def largest(value: str) -> Fraction:
-        ways = (_factor(node) + largest(node.name) if _keeps(node) else Fraction(0) for node in readers.get(value, ()))
+        following = _readers(capture, value, step)
+        ways = (_factor(node) + largest(node.name) if _keeps(node) else Fraction(0) for node in following)
         return max(ways, default=Fraction(0))
 
     return largest(name)
@@ -211,7 +202,7 @@ def replayed(capture: Capture, lowered: Lowered, node: GraphNode, other: Mapping
     context.algebra.place = context.place
     context.algebra.builder.origin = str(node.origin)
     try:
-        return interpret(context, capture, node, ChainMap(dict(other), dict(lowered.nodes)))
+        return interpret(context, capture, node, ChainMap(dict(other), cast(dict[str, Any], lowered.nodes)))
     except (TpcompileError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return unknown(node)
 

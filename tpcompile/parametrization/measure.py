@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from tpcompile.capture.graph import Capture, Scaled, references
+from tpcompile.capture.graph import Capture, Scaled
 from tpcompile.errors import TpcompileError
 from tpcompile.laws import Constant
 from tpcompile.lowering.context import Context
@@ -96,8 +96,9 @@ def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest
     names = [name for name in capture.activations if f"activation/{name}/0" in capture.outputs]
     found: dict[Key, Size] = {}
     by_use: dict[UseKey, Size] = {}
+    lowered: Lowered | None = None
     while True:
-        lowered = lower(capture, depth, tolerant=True, adjust=_shifted(capture, shifts or {}))
+        lowered = lower(capture, depth, tolerant=True, adjust=_shifted(capture, shifts or {}), earlier=lowered)
         sizes, finite, each = _collect(capture, lowered)
         found = {key: better(sizes[key], found[key]) if key in found else sizes[key] for key in sizes}
         by_use = {key: better(each[key], by_use[key]) if key in by_use else each[key] for key in each}
@@ -220,8 +221,7 @@ def _reasons(capture: Capture, lowered: Lowered) -> dict[str, str]:
         if node.name in lowered.undecided:
             reasons[node.name] = str(lowered.undecided[node.name])
             continue
-        operands = [*references(node.args), *references(tuple(v for _, v in node.kwargs))]
-        cause = next((reasons[x] for x in operands if x in reasons), None)
+        cause = next((reasons[x] for x in node.operands if x in reasons), None)
         if cause is not None:
             reasons[node.name] = cause
     return reasons
