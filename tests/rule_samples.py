@@ -203,6 +203,11 @@ sample(
 sample("flip.default roll.default", lambda h, m: h.flip(1) * h.roll(2, 1))
 sample("unfold.default unfold_backward.default", lambda h, m: h.unfold(1, 3, 1).transpose(2, 3))
 sample(
+    "amax.default amin.default",
+    lambda h, m: (images(h).amax((-1, -2)) * h.amin(1) + images(h).amin(-1).mean(-1))[:, None],
+)
+sample("max.dim min.dim", lambda h, m: h.max(1).values[:, None] * h.min(1, keepdim=True).values)
+sample(
     "max_pool2d_with_indices.default max_pool2d_with_indices_backward.default",
     lambda h, m: last(F.max_pool2d(images(h), 2)),
 )

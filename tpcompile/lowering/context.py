@@ -52,6 +52,7 @@ class Context:
     current: GraphNode
     derivatives: bool = False  # backward operations as derivatives at the input, whatever tensor torch has saved
     beyond: bool = False  # functions of values that grow by their behaviour at infinity
+    maxima: dict[tuple[Any, Any], AnyValue] = field(default_factory=dict)  # where a maximum is taken (rules/maxima.py)
     applied: dict[tuple[str, str, AnyValue], tuple[AnyValue, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

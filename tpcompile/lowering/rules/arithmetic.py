@@ -12,6 +12,7 @@ from tpcompile.capture.graph import Scaled
 from tpcompile.lowering.context import Context, is_constant
 from tpcompile.lowering.pointwise import pointwise
 from tpcompile.lowering.registry import rule
+from tpcompile.lowering.rules.maxima import winners
 from tpcompile.lowering.value import Value, has_width
 
 
@@ -106,6 +107,9 @@ def eq(ctx: Context, a: Any, b: Any) -> Any:
     """``eq(self, other)`` as zeros and ones: neither greater nor less"""
     if all(not isinstance(x, Value) or (not has_width(x.axes) and _is_data(x)) for x in (a, b)):
         return ctx.finite(str(ctx.current.target), [a, b], {}, None, ctx.current.shape)
+    for result, x in ((a, b), (b, a)):
+        if (won := winners(ctx, result, x)) is not None:
+            return won
     return ctx.add(ctx.number(1), ctx.negate(ctx.add(gt(ctx, a, b), gt(ctx, b, a))))
 
 

@@ -10,6 +10,7 @@ from tpcompile.ir import Finite, Node
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.gather import constant_index, entries, joint_index, known_index, moved, put, take
 from tpcompile.lowering.registry import rule
+from tpcompile.lowering.rules.maxima import winners
 from tpcompile.lowering.value import Axes, Value, has_width, is_width
 
 
@@ -97,8 +98,10 @@ def scatter_add(ctx: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
 
 @rule("aten.scatter.src")
 def scatter(ctx: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
-    """``scatter(self, dim, index, src)`` of finite axes"""
+    """``scatter(self, dim, index, src)`` of finite axes, or at the places of a maximum"""
     x, source = moved(ctx, ctx.value(x)), moved(ctx, ctx.value(source))
+    if (won := winners(ctx, index)) is not None and won.axes == x.axes:
+        return ctx.add(x, ctx.times(won, ctx.add(source, ctx.negate(x))))
     if has_width(x.axes):
         raise ctx.unsupported("entries of growing values overwritten at places given by a tensor")
     return ctx.add(_erased(ctx, x, dim, index), _scattered(ctx, "aten.scatter.src", source, dim, index, x.axes))

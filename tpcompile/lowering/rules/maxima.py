@@ -1,4 +1,4 @@
-"""Max pooling: a tournament over the offsets of a window, the first of equal entries winning as in torch."""
+"""Maxima over finite axes and windows: a tournament, the first of equal entries winning as in torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcompile.ir import Node, View
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.functions import UNKNOWN
 from tpcompile.lowering.gather import constant_index, moved, put, take
 from tpcompile.lowering.registry import rule
-from tpcompile.lowering.value import Value, has_width
+from tpcompile.lowering.value import Axis, Value, has_width, is_width
 from tpcompile.lowering.windows import Windows
 
 
@@ -46,6 +47,85 @@ def max_pool_backward(ctx: Context, g: Any, x: Any, kernel: Any, stride: Any, pa
     for part, places in zip(reversed(parts), index, strict=True):
         total = ctx.add(total, put(ctx, part, start, constant_index(ctx, places), x.axes[start:]))
     return total
+
+
+@rule("aten.amax.default", "aten.amin.default")
+def amax(ctx: Context, x: Any, dims: Any = (), keepdim: bool = False) -> Any:
+    """``amax(self, dim=(), keepdim=False)``; its backward pass compares the result with self (:func:`winners`)"""
+    x = ctx.value(x)
+    sign = 1 if "amax" in str(ctx.current.target) else -1
+    if not has_width(x.axes):
+        return ctx.finite(str(ctx.current.target), [x, list(dims), keepdim], {}, None, ctx.current.shape)
+    best: Any = ctx.times(x, sign)
+    mask: Any = None
+    for dim in sorted(d % len(x.axes) for d in dims or range(len(x.axes))):
+        best, flags = _over(ctx, best, dim)
+        won = _joined(ctx, flags, dim, x.axes[dim])
+        mask = won if mask is None else ctx.times(mask, won)
+    result = ctx.value(ctx.times(ctx.reshape_to_result(best), sign))
+    ctx.maxima[_key(result), _key(x)] = mask
+    return result
+
+
+@rule("aten.max.dim", "aten.min.dim")
+def max_dim(ctx: Context, x: Any, dim: int, keepdim: bool = False) -> Any:
+    """``max(self, dim, keepdim=False)``: values, and the places where they are"""
+    x = ctx.value(x)
+    sign, dim = 1 if "max" in str(ctx.current.target) else -1, dim % len(x.axes)
+    best, flags = _over(ctx, ctx.times(x, sign), dim)
+    place: Any = ctx.algebra.zeros(best.axes)
+    for t, flag in enumerate(flags):
+        place = ctx.add(place, ctx.times(flag, float(t)))
+    axes = best.axes if keepdim else (*best.axes[:dim], *best.axes[dim + 1 :])
+    values, index = (ctx.with_axes(ctx.value(v), axes) for v in (ctx.times(best, sign), place))
+    ctx.maxima[_key(index), ()] = _joined(ctx, flags, dim, x.axes[dim])
+    return [values, index]
+
+
+def winners(ctx: Context, result: Any, x: Any = None) -> Any:
+    """Ones where x is its maximum ``result`` (or where the index ``result`` of a maximum points), None if it is none.
+
+    Found by what was computed, not by comparing numbers: rounding would tell a winner from the maximum.
+    """
+    if not isinstance(result, Value) or not isinstance(x, Value | None):
+        return None
+    return ctx.maxima.get((_key(result), () if x is None else _key(x)))
+
+
+def _key(x: Value) -> tuple[Any, ...]:
+    def moved_only(node: Node) -> Node:
+        while isinstance(node.op, View):
+            node = node.operands[0]
+        return node
+
+    return (x.remainder, *((e, moved_only(node)) for e, node in x.terms))
+
+
+def _joined(ctx: Context, flags: Sequence[Any], dim: int, axis: Axis) -> Any:
+    """Flags of the entries along an axis as one value."""
+    total: Any = None
+    for t, flag in enumerate(flags):
+        placed = ctx.embed(flag, dim, t, t + 1, 1, axis)
+        total = placed if total is None else ctx.add(total, placed)
+    return total
+
+
+def _over(ctx: Context, x: Any, dim: int) -> tuple[Any, list[Any]]:
+    """The maximum over one axis, which stays with length 1, and for each entry whether it is the first that has it."""
+    if is_width(x.axes[dim]):
+        raise ctx.unsupported("a maximum along an axis that grows with the width")
+    entries = [ctx.part(x, dim, t, t + 1) for t in range(length(x.axes[dim]))]
+    best, challenges = entries[0], []
+    for entry in entries[1:]:
+        ahead = ctx.add(entry, ctx.negate(best))
+        challenges.append(ctx.apply("heaviside", ahead))
+        best = ctx.add(best, ctx.apply("relu", ahead))
+    flags: list[Any] = []
+    left: Any = ctx.expand(ctx.number(1), best.axes)
+    for won in reversed(challenges):
+        flags.append(ctx.times(left, won))
+        left = ctx.add(left, ctx.negate(flags[-1]))
+    return best, [left, *reversed(flags)]
 
 
 def _tournament(ctx: Context, x: Value, index: Tensor, rank: int) -> tuple[Any, list[Any]]:
