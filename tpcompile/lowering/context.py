@@ -14,10 +14,11 @@ import torch
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.capture.graph import Complement, GraphNode, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Dims, Finite, Fluctuation, Init, Node, Op, Slice, Unslice, Width, reachable
+from tpcompile.ir import Dims, Finite, Init, Node, Op, Slice, Unslice, Width, reachable
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
+from tpcompile.lowering.corrections import corrected
 from tpcompile.lowering.functions import Functions
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.pairs import Pairs
@@ -32,7 +33,6 @@ from tpcompile.lowering.value import (
     flat,
     has_width,
     is_width,
-    largest,
 )
 
 # Functions whose limit is not the function of the limit where they jump; constants may pass.
@@ -374,41 +374,7 @@ class Context:
             raise self.unsupported(f"{target} of computed values jumps: its limit is not the function of the limit")
         node = self.node(Finite(target, coded, keywords, index, tuple(int(s.coefficient) for s in shape)), *operands)
         axes = tuple(axis_of(s) for s in shape)
-        return self._with_correction(self.algebra.nodes.view(node, flat(axes)), axes, lower)
-
-    def _with_correction(self, node: Node, axes: Axes, operands: Sequence[Value]) -> Value:
-        """A function of limits, and its corrections: random scalars of which only the powers of n are known."""
-        if self.algebra.width is not None:
-            return Value(axes, ((Fraction(0), node),))
-        unknown = largest(*(x.remainder for x in operands))
-        if unknown is not None and unknown >= 0:  # an operand's limit is hidden: deeper series will tell
-            return Value(axes, (), unknown)
-        below = sorted({e for x in operands for e, _ in x.terms if e < 0}, reverse=True)
-        known = constant_value(node, self.algebra.builder.data)
-        if known is not None and not bool(torch.isfinite(known).all()):
-            raise self.unsupported("the operation is not finite where its arguments tend to")
-        vanishes = known is not None and not bool(known.any())
-        items = [] if vanishes else [(Fraction(0), 1.0, node)]
-        if not below or (unknown is not None and unknown >= below[0]):
-            return self.algebra.collect(axes, items, unknown)
-        floor = (below[0] if vanishes else Fraction(0)) - self.algebra.depth
-        orders = _sums(below, floor if unknown is None else max(floor, unknown))
-        for k, order in enumerate(orders[:-1]):
-            sources = [y for x in operands for e, y in x.terms if order <= e < 0]
-            items.append((order, 1.0, self.node(Fluctuation(k + 1), node, *sources)))
-        return self.algebra.collect(axes, items, largest(unknown, orders[-1]))
-
-
-def _sums(exponents: Sequence[Fraction], floor: Fraction) -> list[Fraction]:
-    """Negative exponents of products of powers of n, descending: all above the floor and the first that is not."""
-    found, stack = set(exponents), list(exponents)
-    while stack:
-        start = stack.pop()
-        if start > floor:
-            fresh = {start + e for e in exponents} - found
-            found |= fresh
-            stack += fresh
-    return [*sorted((e for e in found if e > floor), reverse=True), max(e for e in found if e <= floor)]
+        return corrected(self.algebra, self.algebra.nodes.view(node, flat(axes)), axes, lower)
 
 
 def axis_of(size: Size) -> Axis:
