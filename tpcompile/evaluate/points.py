@@ -12,7 +12,7 @@ from torch.quasirandom import SobolEngine
 from tpcompile.evaluate.buffers import Allocate, in_memory
 
 SOBOL_DIMENSIONS = 1024  # later directions are pseudo-random: low discrepancy pays on the early ones
-BLOCK, COLUMNS = 4, 16384  # numbers made at a time
+BLOCK, COLUMNS = 4, 16384  # rows and particles made at a time, more rows of fewer particles
 _BITS = 30  # of the engine's integers
 _MANTISSA = {torch.float64: _BITS, torch.float32: 23}  # bits whose midpoints are numbers inside (-1, 1)
 
@@ -58,7 +58,7 @@ class Source:
         bits = _MANTISSA[dtype]
         scale = torch.tensor(2.0 ** (1 - bits), dtype=dtype)
         out = allocate((rows, self._particles), dtype)
-        for x in out.split(BLOCK):
+        for x in out.split(BLOCK * max(1, COLUMNS // self._particles)):
             for block, integers in self._blocks(x, _BITS - bits):
                 block.copy_(integers)
                 block.mul_(scale).add_(scale / 2 - 1).erfinv_().mul_(math.sqrt(2))

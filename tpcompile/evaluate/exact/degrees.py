@@ -76,8 +76,11 @@ class Degrees:
 
 
 def degrees(program: Program, zero: frozenset[Node] = frozenset()) -> Degrees:
-    """Degrees of every value of a program. ``zero`` are random scalars that count as the number zero."""
-    return _Pass(program, zero).run()
+    """Degrees of every value of a program, which stay with it. ``zero`` are random scalars that count as zero."""
+    known: dict[frozenset[Node], Degrees] = vars(program).setdefault("_degrees", {})
+    if zero not in known:
+        known[zero] = _Pass(program, zero).run()
+    return known[zero]
 
 
 def beyond_moments(program: Program, found: Degrees, covariances: tuple[str, ...]) -> str | None:
