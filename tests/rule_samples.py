@@ -26,6 +26,8 @@ COMPOSITE = frozenset(
     )
 )
 """Targets that the tracer writes as others of the same rule."""
+SIZES = frozenset(f"aten.arange.{name}" for name in ("default", "start", "start_step"))
+"""Targets of which only sizes are followed, so that there is no program at a width."""
 
 
 def sample(targets: str, f: Sample) -> None:

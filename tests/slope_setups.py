@@ -143,6 +143,8 @@ class Heads(nn.Module):
         self.embed = nn.Linear(4, n, bias=False)
         self.query, self.key = (nn.Linear(n, shared or n, bias=False) for _ in range(2))
         self.value, self.readout = nn.Linear(n, n, bias=False), nn.Linear(n, OUTPUTS, bias=False)
+        for layer in (self.query, self.key, self.value):
+            nn.init.normal_(layer.weight, std=3 * n**-0.5)  # large, so that attention matters at these widths
         nn.init.normal_(self.readout.weight, std=1 / n)
         self.scale = (shared or n) ** power
 

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_samples import COMPOSITE, SAMPLES, Sample, Sampled
+from rule_samples import COMPOSITE, SAMPLES, SIZES, Sample, Sampled
 
 from tpcompile.capture import capture
 from tpcompile.capture.graph import Capture
@@ -45,7 +45,7 @@ def targets(captured: Capture) -> set[str]:
 
 def test_every_rule_has_a_sample():
     registered = rules()
-    assert set(registered) == set(SAMPLES) | COMPOSITE
+    assert set(registered) == set(SAMPLES) | COMPOSITE | SIZES
     sampled = {registered[target] for target in SAMPLES}
     assert all(registered[target] in sampled for target in COMPOSITE)
 

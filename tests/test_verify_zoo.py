@@ -16,6 +16,7 @@ MODELS = LANGUAGE | VISION
 # Quick ones; all others are slow tests.
 DEFAULT = (
     "multi-query attention",
+    "rotary attention",
     "heads of fixed size",
     "SwiGLU and RMSNorm",
     "mixture of experts, top 2",

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tpcompile.capture import Capture
-from tpcompile.errors import UsageError
+from tpcompile.errors import UndeterminedLimitError, UsageError
 from tpcompile.laws import Law
 from tpcompile.parametrization.changes import Change, Run, scale_parameters
 from tpcompile.parametrization.measure import measure, parameter_names
@@ -183,6 +183,13 @@ def mup(
 def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
     after = run.changed(changes).capture()
     report = make_report(after, measure(after))
+    if not report.stable:
+        raise UndeterminedLimitError(
+            f"no learning rates and initial values were found that make training stable: {report.first_problem}",
+            where="mup",
+            advice="a value that grows whatever the parameters' scales needs a multiplier of its own in the model "
+            "(attention logits: 1/d for 1/sqrt(d)); print tp.verify(...) for all sizes",
+        )
     rules = {}
     for name, p in report.parameters.items():
         start = p.init_exponent

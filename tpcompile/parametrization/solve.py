@@ -12,7 +12,7 @@ from tpcompile.errors import UndeterminedLimitError
 from tpcompile.lowering.value import HALF
 from tpcompile.parametrization.changes import Change, Run
 from tpcompile.parametrization.decay import decay_kind
-from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
+from tpcompile.parametrization.measure import DEEPEST, Shift, Sizes, init_exponent, measure, parameter_names, trained
 from tpcompile.parametrization.report import first_exponent, largest_exponent
 from tpcompile.parametrization.sizes import ZERO
 from tpcompile.parametrization.ties import excess, grown_uses, shared
@@ -106,8 +106,9 @@ def moved(setup: Capture, start: Mapping[str, Shift], several: Mapping[str, int]
     shifts = dict(start)
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
+    deepest = 2 * HALF
     for _ in range(_MOST_ROUNDS):
-        sizes = measure(setup, shifts, deepest=2 * HALF)
+        sizes = measure(setup, shifts, deepest=deepest)
         if excess(several, sizes, setup.steps):
             return shifts  # a matter of multipliers
         moves = _first_effects(setup, sizes, [name for name in names if name not in late])
@@ -115,8 +116,12 @@ def moved(setup: Capture, start: Mapping[str, Shift], several: Mapping[str, int]
             moves, grown = _growth(setup, sizes, names, random)
             late |= grown
         moves = moves or _small(setup, sizes, sorted(late), random)
-        if not moves:
+        if not moves and deepest == DEEPEST:
             return shifts
+        if not moves:
+            if all(size.bound != math.inf for (quantity, *_), size in sizes.found.items() if quantity == "effect"):
+                return shifts
+            deepest = DEEPEST  # what is not known at all may only have been cut off
         shifts = {
             n: Shift(s.init - m.init, s.rate - m.rate) for n, s in shifts.items() for m in (moves.get(n, Shift()),)
         }
