@@ -35,10 +35,10 @@ def test_python_snippets_run() -> None:
             assert tuple(value.shape) == eval(match[2])
 
 
-def test_snippet_of_the_kernels_page_runs() -> None:
-    (snippet,) = blocks((ROOT / "docs" / "kernels.md").read_text(encoding="utf-8"), "python")
+def test_snippets_of_the_kernels_page_run_in_order() -> None:
     names: dict[str, object] = {}
-    exec(compile(snippet, "kernels.md", "exec"), names)
+    for snippet in blocks((ROOT / "docs" / "kernels.md").read_text(encoding="utf-8"), "python"):
+        exec(compile(snippet, "kernels.md", "exec"), names)
     kernel = names["k"]
     assert isinstance(kernel, tp.Kernel)
     assert kernel.nngp_exponent == kernel.ntk_exponent == 0

@@ -35,7 +35,7 @@ def empirical_kernels(
     first, second = as_tensor(x1, "x1"), None if x2 is None else as_tensor(x2, "x2")
     for x, name in ((first, "x1"), (second, "x2")):
         if x is not None:
-            check_input(x, kernel.example, name)
+            check_input(x, kernel.example[0] if kernel.batch else kernel.example, name)
     dtype = dtype or (first.dtype if first.is_floating_point() else torch.get_default_dtype())
     wanted = ("nngp", "ntk") if get == "both" else (get,)
     totals = [torch.zeros(()) for _ in wanted]
@@ -65,7 +65,7 @@ def _one(
     y1, y2 = (None if x is None else x.to(dtype) if x.is_floating_point() else x for x in (x1, x2))
     found = []
     for get in wanted:
-        pairs = kernel.pairs(get)
+        pairs = kernel.single_pairs(get)
         if get == "nngp":
             with torch.no_grad():
                 f = model(y1).reshape(len(x1), -1)

@@ -26,6 +26,8 @@ Tick = Callable[[int, int], None]
 class Kernel(Uses):
     """The limiting kernels of a module, compiled once and evaluated on any inputs. Made by :func:`kernel`."""
 
+    batch = False  # whether an example is a whole batch
+
     def __init__(
         self,
         make: Callable[[int], Any],
@@ -36,7 +38,7 @@ class Kernel(Uses):
     ) -> None:
         self.example = example
         self.arguments = (make, example, optimizer, init, widths)
-        self._build = lambda tangent: plan_kernels(make, example, tangent, optimizer, init, widths)
+        self._build = lambda tangent: plan_kernels(make, example, tangent, optimizer, init, widths, self.batch)
         self._plans: dict[bool, Plan] = {}
         self._plan(False)
 
@@ -90,6 +92,10 @@ class Kernel(Uses):
         found = plan.nngp if get == "nngp" else plan.ntk
         assert found is not None
         return found
+
+    def single_pairs(self, get: str) -> Pairs:
+        """The same for one input where examples are whole batches."""
+        return self.pairs(get)
 
     # values --------------------------------------------------------------------------------
 
@@ -173,16 +179,30 @@ def kernel(
     optimizer: Callable[..., Any] | None = None,
     init: Mapping[str, Law] | None = None,
     widths: Sequence[int] | None = None,
+    batch: bool = False,
 ) -> Kernel:
     """Compile the limiting kernels of a module (theory, section 8).
 
     ``make(width)`` returns a module, or (module, optimizer): the optimizer's learning rates then scale the parameters'
     shares of the tangent kernel. ``example_input`` is one input without batch axis; its values do not matter (integers
-    must be valid). ``init`` overrides laws of parameters, ``widths`` the probe widths.
-    Raises a TpcompileError that names the place for anything without a kernel.
+    must be valid). ``init`` overrides laws of parameters, ``widths`` the probe widths. ``batch=True`` is for models
+    whose outputs depend on the whole batch (batch normalisation in training mode): the example is then a batch, and
+    the kernels are those of all outputs of a batch of that size (:class:`tpcompile.kernels.batch.BatchKernel`).
+    Raises UsageError for such a model without it, and a TpcompileError that names the place for anything without a
+    kernel.
     """
     if not isinstance(example_input, Tensor):
         raise UsageError(f"example_input must be a tensor, found {type(example_input).__name__}")
+    from tpcompile.kernels.batch import BatchKernel, check_single
+
+    if batch:
+        if example_input.dim() == 0 or len(example_input) < 2:
+            raise UsageError(
+                "with batch=True the example is a batch of at least two inputs, "
+                f"found shape {tuple(example_input.shape)}"
+            )
+        return BatchKernel(make, example_input.detach(), optimizer, init, widths)
+    check_single(make, example_input.detach(), widths)
     return Kernel(make, example_input.detach(), optimizer, init, widths)
 
 

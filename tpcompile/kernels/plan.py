@@ -53,11 +53,12 @@ def plan_kernels(
     optimizer: Callable[..., Any] | None,
     init: Mapping[str, Law] | None,
     widths: Sequence[int] | None,
+    batch: bool = False,
 ) -> Plan:
-    """Trace the model on one input, lower it and plan its kernels."""
+    """Trace the model on one input (a whole batch as one with ``batch``), lower it and plan its kernels."""
     captured = capture(
         make,
-        generic(example)[None],
+        generic(example) if batch else generic(example)[None],
         optimizer=optimizer,
         init=init,
         widths=widths,

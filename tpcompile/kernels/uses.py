@@ -200,8 +200,8 @@ class Uses:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self  # nothing of a compiled kernel changes
 
-    def __reduce__(self) -> tuple[Callable[..., Kernel], tuple[Any, ...]]:
-        return rebuilt, self.arguments
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return type(self), self.arguments
 
 
 def rebuilt(*arguments: Any) -> Kernel:

@@ -99,6 +99,15 @@ def permuted(f: Factor) -> Factor:
     return _factor(f, x, _finite(x.dims, own))
 
 
+def squeezed(f: Factor) -> Factor | None:
+    """The operand of a view that only adds or drops axes of length 1."""
+    (x,) = f.node.operands
+    if [d for d in x.dims if d != 1] != [d for d in f.node.dims if d != 1]:
+        return None
+    named = iter(y for y in f.labels if y is not None)
+    return _factor(f, x, [None if d == 1 else next(named) for d in x.dims if not isinstance(d, Width)])
+
+
 def block(f: Factor) -> Factor:
     """The operand of a split width, at the block that the new axis names."""
     op = f.node.op

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tpcompile import nonlin
 from tpcompile.evaluate import duals
+from tpcompile.evaluate.gaussian.radial import Tilted, tilted
 from tpcompile.evaluate.gaussian.sampled import plan_sampled, sources
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -59,7 +60,7 @@ def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
 
 def is_generator(m: Moments, f: Factor) -> bool:
     """Initial values, products with initial matrices, Gaussian scalars; Gaussian values that are kept whole."""
-    return isinstance(f.node.op, Init | MatMul | Gaussian) or m.whole(f)
+    return isinstance(f.node.op, Init | MatMul | Gaussian | Tilted) or m.whole(f)
 
 
 def _is_direct(m: Moments, f: Factor) -> bool:
@@ -100,6 +101,8 @@ def _correlated(m: Moments, v: Factor, w: Factor) -> bool:
     """False only if two variables are independent for reasons of structure."""
     if not m.structure.families(v.node) & m.structure.families(w.node):
         return False
+    if isinstance(v.node.op, Tilted):
+        return True
     if isinstance(v.node.op, Gaussian) or isinstance(w.node.op, Gaussian) or v.node.kind == "scalar":
         return bool(m.covariance(v, w))
     if not (m.structure.gaussian(v.node) and m.structure.gaussian(w.node)):
@@ -114,6 +117,9 @@ def _correlated(m: Moments, v: Factor, w: Factor) -> bool:
 def _group(m: Moments, group: Sequence[Factor]) -> Poly:
     if all(is_generator(m, f) for f in group) and len(group) <= 2:
         return m.mean(group[0]) if len(group) == 1 else m.generators(group[0], group[1])
+    by_length = tilted(m, group)
+    if by_length is not None:
+        return by_length
     variables = sorted(dict.fromkeys(v for f in group for v in _variables(m, f)), key=lambda v: v.copy)
     if not all(m.structure.gaussian(v.node) for v in variables):
         return _sampled(m, group)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from tpcompile.analysis.parity import Parity
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import TpcompileError
 from tpcompile.evaluate.domains import find_domains
-from tpcompile.evaluate.gaussian import axes, groups, response
+from tpcompile.evaluate.gaussian import axes, groups, radial, response
 from tpcompile.evaluate.gaussian.recognise import monomial, negative_square
 from tpcompile.evaluate.gaussian.structure import Structure, input_nodes, is_linear_move
 from tpcompile.evaluate.gaussian.terms import (
@@ -48,6 +49,7 @@ from tpcompile.ir import (
     Program,
     SplitWidth,
     Sum,
+    View,
     Width,
     split_spec,
 )
@@ -99,6 +101,9 @@ class Moments:
         self.lengths: dict[Label, int] = {}
         self.forms: list[tuple[str, float | None]] = []  # of the expectations, in words, with their stated errors
         self.known: dict[object, Array] = {}
+        self.scales: dict[Node, radial.Scale | None] = {}
+        self.ells = radial.held(self, [Factor(node, 0, ()) for node in program.nodes])
+        self.made: dict[object, Any] = {}  # nodes and tilts that planning adds to the program
         self.sampled = False  # whether an expectation needs draws
         self._moments: dict[object, tuple[Array | None, tuple[Label, ...]]] = {}
         self._slopes: dict[Node, Node] = {}
@@ -160,7 +165,12 @@ class Moments:
         if not factors:
             return (Term(1.0),)
         moving = any(is_linear_move(f.node.op) for f in factors)
-        for i, f in enumerate(factors):
+        held = radial.held(self, factors)
+        late = [i for i, f in enumerate(factors) if f.node in self.ells]  # a power of its length may still show up
+        for i in [i for i in range(len(factors)) if i not in late] + late:
+            f = factors[i]
+            if f.node in held:
+                continue
             others = factors[:i] + factors[i + 1 :]
             if moving and isinstance(f.node.op, Contract | Mul) and self._still(f.node):
                 continue  # what the others move is then one array, without the axes that f sums
@@ -180,7 +190,7 @@ class Moments:
             others = tuple(f for k, f in enumerate(factors) if k not in pair)
             return self.times(self.generators(factors[i], factors[j]), others)
         for f in factors:
-            if len(factors) > 2 and self.whole(f):
+            if f.node in held or (len(factors) > 2 and self.whole(f)):
                 continue
             if isinstance(f.node.op, MergeWidth):
                 return axes.merged(self, f, factors)
@@ -223,8 +233,14 @@ class Moments:
                 return [(Term(power[0]), (self.broadcast(f, x[0]),) * power[1])]
             if (curve := self._squared_exponential(f.node)) is not None:
                 return [(_ONE, (f.on(curve, f.labels),))]
+            freed = radial.freed(self, f)
+            if freed is not None:
+                return [(Term(freed[0]), freed[1])]
         if isinstance(op, Permute):
             return [(_ONE, (axes.permuted(f),))]
+        if isinstance(op, View):
+            inner = axes.squeezed(f)
+            return None if inner is None else [(_ONE, (inner,))]
         if isinstance(op, SplitWidth):
             return [(_ONE, (axes.block(f),))]
         if isinstance(op, MatMul) and self.structure.responds(f.node):
@@ -307,6 +323,8 @@ class Moments:
             return self.moment((a, b))
         means = product(self.mean(a), self.mean(b))
         x, y = a.node.op, b.node.op
+        if isinstance(x, radial.Tilted):
+            return radial.covariance(self, a, b)
         if isinstance(x, Init) and a.node is b.node:
             _, std = mean_and_std(x.law)
             deltas = matched((*a.labels, *a.blocks), (*b.labels, *b.blocks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from tpcompile.evaluate.gaussian.radial import TiltArray, TiltedCovariance
 from tpcompile.evaluate.gaussian.sampled import SampledArray
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -51,6 +52,10 @@ def children(array: Array) -> list[Array]:
         case SampledArray(covariances=rows, leaves=leaves):
             means = [leaf.mean for leaf in leaves]
             return [x for row in (*rows, means) for x in row if x is not None]
+        case TiltArray(inner=inner, tilt=tilt):
+            return [inner, *(x for row in tilt.covariances for x in row)]
+        case TiltedCovariance(tilt=tilt):
+            return [x for row in tilt.covariances for x in row]
     return []
 
 

@@ -14,6 +14,7 @@ from tpcompile.errors import EvaluationError
 from tpcompile.evaluate import duals
 from tpcompile.evaluate.gaussian.moments import Moments
 from tpcompile.evaluate.gaussian.order import Order, PairKey, order, pair_key
+from tpcompile.evaluate.gaussian.radial import Tilt, TiltArray, TiltedCovariance
 from tpcompile.evaluate.gaussian.sampled import SampledArray, evaluate_sampled
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -30,6 +31,7 @@ from tpcompile.evaluate.gaussian.terms import (
     VarianceArray,
     resolved,
 )
+from tpcompile.evaluate.gaussian.tilted import Solved, integrate, solve
 from tpcompile.ir import Contract, Data, Node, Sum, Width
 
 _PAIR = "YZ"  # letters of the two pair axes in an Einstein sum
@@ -66,6 +68,7 @@ class Run:
         self.scalars: dict[Any, Tensor] = {} if scalars is None else scalars
         self.left: dict[Array, int] = {}
         self.open: dict[PairKey, int] = {}
+        self.tilts: dict[Tilt, Solved] = {}
 
     def evaluate(self, arrays: Sequence[Array | None], plan: Order | None = None) -> list[Tensor | None]:
         """Values of arrays, shape ``(N1 or 1, N2 or 1, *sizes)``; None is zero. ``plan`` may give their order."""
@@ -122,6 +125,11 @@ class Run:
                 return self._integral(array)
             case SampledArray():
                 return evaluate_sampled(self, array)
+            case TiltArray():
+                return integrate(self, array)
+            case TiltedCovariance(tilt=tilt, places=places):
+                found = solve(self, tilt).covariances[places].to(self.dtype)
+                return found.reshape(*found.shape[:2], *array.sizes)
         raise EvaluationError(f"no evaluation of {type(array).__name__}")
 
     # sums ----------------------------------------------------------------------------------

@@ -116,15 +116,26 @@ def evaluate_sampled(run: Run, array: SampledArray) -> Tensor:
     names: dict[Label, str] = {x: next(letters) for x in array.out}
     words, tensors = [], []
     known: dict[Node, Tensor] = {}
-    for f in array.factors:
-        value = _value(run, array, f.node, draws, known)
-        value = _samples_last(value, f.node, array.scalar, run.samples)
-        value = value.reshape(value.shape[0], *(run.moments.lengths[x] for x in f.named()), run.samples)
-        word = ("Y" if f.copy == 0 else "Z") + "".join(names[x] for x in f.named()) + "M"
-        if value.shape[0] == 1:
-            value, word = value[0], word[1:]
-        words.append(word)
-        tensors.append(value)
+    for copy, pair_axis in enumerate("YZ"):  # what is of one copy is one factor: the sum over draws a matrix product
+        product: Tensor | None = None
+        word = ""
+        for f in (f for f in array.factors if f.copy == copy):
+            value = _value(run, array, f.node, draws, known)
+            value = _samples_last(value, f.node, array.scalar, run.samples)
+            value = value.reshape(value.shape[0], *(run.moments.lengths[x] for x in f.named()), run.samples)
+            own = "".join(names[x] for x in f.named()) + "M"
+            if value.shape[0] > 1:
+                own = pair_axis + own
+            else:
+                value = value[0]
+            if product is None:
+                product, word = value, own
+                continue
+            both = "".join(dict.fromkeys(word[:-1] + own))
+            product, word = torch.einsum(f"{word},{own}->{both}", product, value), both
+        if product is not None:
+            words.append(word)
+            tensors.append(product)
     axes = [x for x in "YZ" if any(x in w for w in words)]
     labels = [names[x] for x in array.out if any(names[x] in w for w in words)]
     out = torch.einsum(",".join(words) + "->" + "".join([*axes, *labels]), *tensors) / run.samples

@@ -81,6 +81,12 @@ class Structure:
             self._gaussian[node] = self._is_gaussian(node)
         return self._gaussian[node]
 
+    def declare_gaussian(self, node: Node, family: object) -> None:
+        """Take a value that is made while planning as a Gaussian generator of its own family."""
+        self.random.add(node)
+        self._gaussian[node] = True
+        self._families[node] = frozenset([family])
+
     def _is_gaussian(self, node: Node) -> bool:
         op = node.op
         if self.deterministic(node) or isinstance(op, Gaussian):
