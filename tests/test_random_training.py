@@ -9,7 +9,7 @@ from random_training import Training, training
 import tpcompile as tp
 
 SEEDS = 1  # in the default run; the slow one takes the next
-MANY = 40
+MANY = 15
 
 
 def agrees(t: Training | SequenceTraining, *widths: int) -> None:
