@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from tpcompile.errors import UsageError
@@ -107,6 +106,8 @@ class CheckReport:
 
     def slope_allowance(self, quantity: QuantityCheck) -> float:
         """How far the slope may be from -1/2: 0.1, or its error (Student's t, Bonferroni over the slopes)."""
+        from scipy import stats
+
         slopes = sum(other.slope is not None for other in self.quantities)
         if quantity.slope is None or math.isnan(quantity.slope.stderr):
             return SLOPE_TOLERANCE

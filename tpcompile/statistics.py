@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from tpcompile.errors import UsageError
@@ -135,6 +134,8 @@ def normal_score(t: Tensor, dof: Tensor) -> Tensor:
 
     Where the p-value underflows, Wallace's approximation ``z = sqrt(dof log(1 + t^2 / dof))`` (1959) is used.
     """
+    from scipy import stats
+
     size = t.double().abs().numpy()
     freedom = np.minimum(np.broadcast_to(dof.double().numpy(), size.shape), 1e8)
     tail = stats.t.sf(size, freedom)
@@ -145,6 +146,8 @@ def normal_score(t: Tensor, dof: Tensor) -> Tensor:
 
 def bonferroni_threshold(comparisons: int, level: float) -> float:
     """The ``|z|`` that ``comparisons`` standard normals exceed together with probability at most ``level``."""
+    from scipy import stats
+
     return float(stats.norm.isf(level / max(comparisons, 1) / 2))
 
 

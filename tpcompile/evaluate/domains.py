@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
 
-import networkx as nx
-
 from tpcompile.ir import Init, MatMul, MergeWidth, Node, Program, SplitWidth, Width, width_of, width_positions
 
 
@@ -64,6 +62,8 @@ class Domains:
 
 def find_domains(program: Program) -> Domains:
     """Connected components of the vectors of a program under coordinatewise operations."""
+    import networkx as nx
+
     graph = nx.Graph()
     ties: list[Node] = []
     for node in program.nodes:

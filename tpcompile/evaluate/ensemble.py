@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from tpcompile.analysis.gaussians import centred, settled
@@ -198,6 +197,8 @@ def _design(
 
     For ``moments`` they are exact in mean, and in covariance where 2 r fit; else each has the law of a Gaussian vector.
     """
+    from scipy import stats
+
     if rank == 0:
         count = 1 if moments else (ensemble or DEFAULT_MOST)
         return [torch.zeros(0, dtype=dtype) for _ in range(count)]

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from tpcompile.errors import EvaluationError
@@ -187,6 +186,8 @@ def normal_quantile(u: Tensor) -> Tensor:
 
 def quantile(law: Law, u: Tensor) -> Tensor:
     """The law's quantile function on uniform numbers."""
+    from scipy import stats
+
     match law:
         case Normal(std=std, mean=mean):
             return normal_quantile(u) * std + mean

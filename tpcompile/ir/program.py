@@ -6,15 +6,17 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 
 from tpcompile.errors import ProgramError
 from tpcompile.ir.op import Op
 from tpcompile.ir.ops import Data
 from tpcompile.ir.types import Dims, dims_text, kind
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class Node:
@@ -126,6 +128,8 @@ class Program:
         Nodes are the names of the text form, with attributes ``op`` (mnemonic), ``instruction``, ``dims``,
         ``kind`` and ``origin``; edges carry ``operand``, the position. Outputs are nodes of ``op="output"``.
         """
+        import networkx as nx
+
         graph = nx.MultiDiGraph()
         names = self.names()
         for node in self.nodes:

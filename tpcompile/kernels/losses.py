@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from tpcompile.errors import EvaluationError, UsageError
@@ -83,6 +82,8 @@ def _descend(speed: Gradient, start: Tensor, t: Tensor) -> Tensor:
 
 
 def _flow(speed: Gradient, start: Tensor, t: Tensor, solver: Solver) -> Tensor:
+    from scipy.integrate import solve_ivp
+
     zero = torch.zeros_like(start)
     if float(t[-1]) == 0:
         return zero[None].expand(len(t), *zero.shape)

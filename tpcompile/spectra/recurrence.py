@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import sympy as sp
-from scipy.linalg import eigh_tridiagonal
 
 from tpcompile.errors import EvaluationError
 
@@ -158,6 +157,8 @@ def _fit(values: Array, model: tuple[int, ...]) -> Any:
 
 def atoms(r: Recurrence) -> list[tuple[float, float]]:
     """Point masses outside of the interval, location and mass: eigenvalues of a long Jacobi matrix there."""
+    from scipy.linalg import eigh_tridiagonal
+
     a, b = r.a[:_TRUNCATED], r.b[: _TRUNCATED - 1]
     low, high = math.inf, -math.inf
     if not r.finite:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from tpcompile import nonlin
 from tpcompile.analysis.semantics import execute
@@ -157,6 +156,8 @@ class _Run:
         return _array([self._entry(op.name, op.law) for _ in range(math.prod(shape))], shape)
 
     def _entry(self, name: str, law: Law) -> Polynomial:
+        from scipy import stats
+
         match law:
             case Constant(value=value):
                 return lifted(self.number(value))

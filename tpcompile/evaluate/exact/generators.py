@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from tpcompile.laws import Law, Normal, TruncatedNormal, Uniform
@@ -50,6 +49,8 @@ class Generators:
 
 def shape(law: Law) -> tuple[float, float]:
     """Skewness and excess kurtosis of a law of independent entries."""
+    from scipy import stats
+
     match law:
         case Normal():
             return 0.0, 0.0

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -34,6 +33,8 @@ _MOST = 3  # Gaussian variables under one integral
 
 def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
     """The expectation of a product of generators and functions of Gaussian variables."""
+    import networkx as nx
+
     if len(factors) <= 2 and all(is_generator(m, f) for f in factors):
         return _group(m, factors)
     origins = [_sources(m, f) for f in factors]
