@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import reduce
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
 import sympy as sp
 import torch
+from torch.func import jvp, vjp
 
 import tpcompile as tp
 from tpcompile.spectra import words
@@ -143,6 +146,106 @@ def test_diagonal_of_a_function_of_a_vector():
     assert m[2] == pytest.approx(fourth + second**2, rel=1e-12)
     assert m[3] == pytest.approx(sixth + 3 * fourth * second + second**3, rel=1e-12)
     assert not m.exact
+
+
+def jacobian(network):
+    """``J^T J x`` of a network at u, by automatic differentiation."""
+
+    def apply(u, x):
+        pushed = jvp(network, (u,), (x,))[1]
+        return vjp(network, u)[1](pushed)[0]
+
+    return apply
+
+
+def relu_jacobian_1(a, u, x):
+    return jacobian(lambda h: 2**0.5 * torch.relu(a @ h))(u, x)
+
+
+def relu_jacobian_2(a, b, u, x):
+    return jacobian(lambda h: 2**0.5 * torch.relu(b @ (2**0.5 * torch.relu(a @ h))))(u, x)
+
+
+def relu_jacobian_3(a, b, c, u, x):
+    layers = (a, b, c)
+    return jacobian(lambda h: reduce(lambda y, w: 2**0.5 * torch.relu(w @ y), layers, h))(u, x)
+
+
+def tanh_jacobian(a, b, u, x):
+    return jacobian(lambda h: torch.tanh(b @ torch.tanh(a @ h)))(u, x)
+
+
+def erf_jacobian(a, b, u, x):
+    return jacobian(lambda h: torch.erf(1.5 * (b @ torch.erf(1.5 * (a @ h)))))(u, x)
+
+
+def inverse_series(c: list[Any]) -> list[Any]:
+    """The series g with ``f(g(z)) = z`` of ``f = c_1 z + c_2 z^2 + ..`` (c_0 = 0), by Lagrange's formula."""
+    order = len(c) - 1
+    power = [1 if k == 0 else 0 for k in range(order)]  # (z / f)^k
+    ratio = reciprocal(c[1:])
+    found = [0 * c[1]]
+    for k in range(1, order + 1):
+        power = times(power, ratio)
+        found.append(power[k - 1] / k)
+    return found
+
+
+def times(a: list[Any], b: list[Any]) -> list[Any]:
+    return [sum(a[j] * b[k - j] for j in range(k + 1)) for k in range(len(a))]
+
+
+def reciprocal(a: list[Any]) -> list[Any]:
+    found = [1 / a[0]]
+    for k in range(1, len(a)):
+        found.append(-sum(a[j] * found[k - j] for j in range(1, k + 1)) / a[0])
+    return found
+
+
+def free_products(*laws: list[Any]) -> list[Any]:
+    """Moments 0, 1, .. of the free multiplicative convolution, by the product of S-transforms."""
+    order = len(laws[0])
+    total = [Fraction(1)] + [Fraction(0)] * (order - 2)
+    for m in laws:
+        chi = inverse_series([0 * m[1], *m[1:]])
+        s = [chi[k + 1] + (chi[k] if k else 0) for k in range(order - 1)]  # (1 + z) chi(z) / z
+        total = times(total, s)
+    over = [sum((-1) ** (k - j) * total[j] for j in range(k + 1)) for k in range(order - 1)]  # over 1 + z
+    return [1, *inverse_series([0 * over[0], *over])[1:]]
+
+
+def test_free_products_of_the_tests():
+    assert free_products([catalan(k) for k in range(9)], [catalan(k) for k in range(9)]) == [
+        catalan(k, 2) for k in range(9)
+    ]
+
+
+@pytest.mark.parametrize(("fn", "layers"), [(relu_jacobian_1, 1), (relu_jacobian_2, 2), (relu_jacobian_3, 3)])
+def test_jacobians_of_relu_networks_are_free_products(fn, layers):
+    """Exactly: the slopes are free of the weights that they depend on (Tensor Programs III)."""
+    order = 16
+    slopes = [Fraction(1), *(Fraction(2**k, 2) for k in range(1, order + 1))]  # of 2 heaviside
+    weights = [catalan(k) for k in range(order + 1)]
+    m = tp.moments(fn, order, shapes={"u": (1,)})
+    assert m.exact
+    assert list(m) == free_products(*[slopes, weights] * layers)
+
+
+def test_jacobian_of_a_smooth_network_is_a_free_product():
+    order = 8
+    t = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    w = torch.exp(-t * t / 2) * (t[1] - t[0])  # the trapezoidal rule converges faster than any power here
+    for fn, f, scale in ((tanh_jacobian, torch.tanh, 1.0), (erf_jacobian, torch.erf, 1.5)):
+        length, laws = 1.0, []
+        for _ in range(2):
+            at = scale * length**0.5 * t
+            slope = scale * (1 - torch.tanh(at) ** 2 if f is torch.tanh else 2 * torch.pi**-0.5 * torch.exp(-(at**2)))
+            laws.append([float((w * slope ** (2 * k)).sum() / (2 * torch.pi) ** 0.5) for k in range(order + 1)])
+            laws.append([float(catalan(k)) for k in range(order + 1)])
+            length = float((w * f(at) ** 2).sum() / (2 * torch.pi) ** 0.5)
+        m = tp.moments(fn, order, shapes={"u": (1,)})
+        assert list(map(float, m)) == pytest.approx(free_products(*laws), rel=1e-10)
+        assert not m.exact
 
 
 def tanh_moment(k: int) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_moments import free_sum, wigner, wishart
+from test_moments import free_sum, relu_jacobian_2, relu_jacobian_3, tanh_jacobian, wigner, wishart
 
 import tpcompile as tp
 from tpcompile.cli import main
@@ -104,6 +104,32 @@ def test_jacobian_of_a_layer_against_eigenvalues():
         x = np.linspace(cut, s.edges[1], 4001)
         found = np.mean(values > cut, 1)
         assert abs(found.mean() - np.trapezoid(s.at(x), x)) < 3 * found.std() / 24**0.5
+
+
+@pytest.mark.parametrize(("fn", "layers"), [(relu_jacobian_2, 2), (relu_jacobian_3, 3)])
+def test_jacobians_of_relu_networks(fn, layers):
+    """An atom that touches the continuous part, whose density grows like x^(-layers / (layers + 1)) at zero."""
+    s = tp.spectrum(fn, shapes={"u": (1,)})
+    z = np.linspace(1e-3, 20, 200_001)
+    edge = float(((1 + z) * (1 + 2 * z) ** layers / z).min())  # 1 / chi at its stationary point
+    assert s.edges == pytest.approx((0, edge), abs=1e-3)
+    ((location, mass),) = s.atoms
+    assert location == 0
+    assert mass == pytest.approx(0.5, abs=2e-3)
+    assert s.error < 1e-4
+
+
+@pytest.mark.parametrize("fn", [relu_jacobian_2, tanh_jacobian])
+def test_jacobians_against_eigenvalues(fn):
+    s = tp.spectrum(fn, shapes={"u": (1,)})
+    assert s.edges is not None
+    values = torch.stack([s.eigenvalues(200, seed) for seed in range(16)]).numpy()
+    for share in (0.05, 0.2, 0.5):
+        cut = share * s.edges[1]
+        x = np.linspace(cut, s.edges[1], 4001)
+        found = np.mean(values > cut, 1)
+        bias = 0.2 / 200  # of eigenvalue counts, of order 1/n
+        assert abs(found.mean() - np.trapezoid(s.at(x), x)) < 3 * found.std() / 16**0.5 + bias
 
 
 def test_atoms_alone():

@@ -5,8 +5,10 @@ What makes structural cancellation work: two ways to write the same value end in
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import torch
 
@@ -29,10 +31,23 @@ from tpcompile.ir import (
     split_spec,
 )
 from tpcompile.lowering import selections
+from tpcompile.rationals import simple_fraction
 
 _CANCEL = 1e-12  # rounding of Python arithmetic on coefficients; anything larger is a real difference
+_SIMPLE = 1024  # largest denominator of a fraction that a drifted float is set to
+_ROUNDING = 4 * 2.0**-52
 
 Weighted = tuple[float, Node]
+
+
+@cache
+def _undrifted(c: float) -> float:
+    """c, or the float of the simple fraction or root of one that it is to rounding: products of constants drift."""
+    near = simple_fraction(c, _ROUNDING, _SIMPLE)
+    if near is not None:
+        return float(near)
+    square = simple_fraction(c * c, 2 * _ROUNDING, _SIMPLE)
+    return math.copysign(math.sqrt(square), c) if square else c
 
 
 class Nodes:
@@ -66,7 +81,8 @@ class Nodes:
                 c = coefficient * c * number
                 total[base] = total.get(base, 0.0) + c
                 size[base] = size.get(base, 0.0) + abs(c)
-        kept = selections.merged(self.builder, {x: c for x, c in total.items() if abs(c) > _CANCEL * size[x]})
+        kept = {x: _undrifted(c) for x, c in total.items() if abs(c) > _CANCEL * size[x]}
+        kept = selections.merged(self.builder, kept)
         if not kept:
             return None
         if list(kept) == [self.one]:

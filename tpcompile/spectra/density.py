@@ -26,7 +26,8 @@ class Spectrum:
 
     ``grid`` and ``density`` have shape (points,), closer together towards the ``edges``; ``atoms`` are pairs (location,
     mass). ``error`` is the largest change of the density between the edges (the outer 5 % left out) when the last two
-    recurrence coefficients are left out: an estimate, not a bound, of the error of the continuation.
+    recurrence coefficients are left out: an estimate, not a bound, of the error of the continuation. ``recurrence`` is
+    that of the measure, or where ``mean`` is given that of ``x mu(dx) / mean``.
     """
 
     grid: Array
@@ -37,10 +38,11 @@ class Spectrum:
     recurrence: Recurrence
     error: float
     operator: Operator = field(repr=False)
+    mean: float | None = None
 
     def at(self, x: Any) -> Array:
         """The density at any points, zero outside of the edges."""
-        return _density(self.recurrence, self.edges, np.asarray(x, dtype=float))
+        return _density(self.recurrence, self.edges, self.mean, np.asarray(x, dtype=float))
 
     def eigenvalues(self, width: int, seed: int = 0) -> Tensor:
         """Eigenvalues of one random operator of that width, shape (width,), ascending."""
@@ -88,30 +90,60 @@ def spectrum(
     operator.check_linear(order)
     operator.check_self_adjoint()
     moments = operator_moments(operator, order)
-    known = recurrence(moments)
-    if known.finite:
+    if recurrence(moments).finite:
+        known = recurrence(moments)
         nothing = np.zeros(0)
         return Spectrum(nothing, nothing, None, tuple(atoms(known)), moments, known, 0.0, operator)
-    full, predicted = continued(known)
+    null = operator.null_share() if moments[1] > 0 else None
+    found: list[Spectrum] = []
+    failures: list[EvaluationError] = []
+    for mean in (None,) if null is None else (None, float(moments[1])):
+        try:
+            found.append(_spectrum(operator, moments, points, mean, bool(null)))
+        except EvaluationError as error:
+            failures.append(error)
+    if not found:
+        raise failures[0]
+    own, positive = found[0], found[-1]
+    seen = any(abs(x) < 1e-9 * (own.edges or (0.0, 1.0))[1] for x, _ in own.atoms)
+    return positive if (null and not seen) or positive.error < 0.1 * own.error else own
+
+
+def _spectrum(operator: Operator, moments: Moments, points: int, mean: float | None, null: bool) -> Spectrum:
+    """The spectrum from the coefficients of the measure itself, or of ``x mu(dx) / mean`` of a positive operator.
+
+    The second has no atom at zero, and a density that is smoother there.
+    """
+    known = recurrence(moments if mean is None else [m / moments[1] for m in moments[1:]])
+    full, predicted = continued(known, hard=mean is not None)
     edges = full.edges
     middle, half = (edges[0] + edges[1]) / 2, (edges[1] - edges[0]) / 2
     grid = middle - half * np.cos(np.pi * (np.arange(points) + 0.5) / points)
-    density = _density(full, edges, grid)
-    error = _error(known, full, grid[np.abs(grid - middle) < (1 - 2 * INTERIOR) * half], predicted / half)
-    found = tuple(atoms(full))
-    return Spectrum(grid, density, edges, found, moments, full, error, operator)
+    density = _density(full, edges, mean, grid)
+    if (largest := float(density.max())) > 0 and predicted / half > largest:
+        raise EvaluationError("the recurrence coefficients of the spectrum do not settle")
+    error = _error(known, full, mean, grid[np.abs(grid - middle) < (1 - 2 * INTERIOR) * half], predicted / half)
+    if mean is None:
+        found = atoms(full)
+    else:
+        found = [(x, w * mean / x) for x, w in atoms(full) if x > edges[1]]
+        if null:
+            found = [(0.0, 1 + mean * full.at_zero()), *found]
+    return Spectrum(grid, density, edges, tuple(found), moments, full, error, operator, mean)
 
 
-def _density(r: Recurrence, edges: tuple[float, float] | None, x: Array) -> Array:
+def _density(r: Recurrence, edges: tuple[float, float] | None, mean: float | None, x: Array) -> Array:
     if edges is None:
         return np.zeros_like(x)
     inside = (x > edges[0]) & (x < edges[1])
-    return np.where(inside, -r.resolvent(np.where(inside, x, sum(edges) / 2)).imag / np.pi, 0.0)
+    at = np.where(inside, x, sum(edges) / 2)
+    return np.where(inside, -r.resolvent(at).imag / np.pi * (1.0 if mean is None else mean / at), 0.0)
 
 
-def _error(known: Recurrence, full: Recurrence, grid: Array, otherwise: float) -> float:
+def _error(known: Recurrence, full: Recurrence, mean: float | None, grid: Array, otherwise: float) -> float:
     try:
-        fewer, _ = continued(known.shorter(len(known.a) - 2))
+        fewer, _ = continued(known.shorter(len(known.a) - 2), hard=mean is not None)
     except EvaluationError:
         return otherwise
-    return float(np.abs(_density(fewer, fewer.edges, grid) - _density(full, full.edges, grid)).max())
+    both = (_density(r, r.edges, mean, grid) for r in (fewer, full))
+    return float(np.abs(np.subtract(*both)).max())

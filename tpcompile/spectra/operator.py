@@ -149,6 +149,12 @@ class Operator:
                 advice="for singular values take W.T @ (W @ x)",
             )
 
+    def null_share(self) -> float | None:
+        """Share of zero eigenvalues at a small width; None where there are negative ones."""
+        values = torch.linalg.eigvalsh(self.matrix(4 * self.smallest_width))
+        rounding = 1e-13 * float(values.abs().max())
+        return None if float(values.min()) < -rounding else float((values < rounding).double().mean())
+
     def _tried(self, drawn: Sequence[Tensor], x: Tensor) -> Tensor:
         """:meth:`apply`, with errors of fn told as such."""
         try:

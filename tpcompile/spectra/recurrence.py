@@ -26,6 +26,7 @@ CONTINUED = 4000
 
 _TRUNCATED = 600  # size of the Jacobi matrix in which atoms are seen
 _MODELS: tuple[tuple[int, ...], ...] = ((0,), (0, 2), (0, 2, 3), (0, 2, 3, 4))  # powers of 1/k
+_HARD = 1e-3  # distance from zero, over the half length, below which a continued edge is taken for zero
 _SETTLED = 0.02  # error of the predicted coefficients, over the half length of the support, above which there is none
 
 
@@ -53,6 +54,21 @@ class Recurrence:
         for a, b in zip(self.a[-2::-1], self.b[::-1], strict=True):
             g = 1 / (x - a - b * b * g)
         return g
+
+    def at_zero(self) -> float:
+        """``G(0)`` of a measure on positive numbers.
+
+        At an edge it converges in a power of the number of coefficients, that Aitken's method takes out.
+        """
+        point = np.array(0.0)
+        counts = (CONTINUED // 4, CONTINUED // 2, CONTINUED)
+        if len(self.a) < CONTINUED:
+            return float(self.resolvent(point).real)
+        cut = (
+            Recurrence(np.append(self.a[: n - 1], self.a[-1]), np.append(self.b[: n - 2], self.b[-1])) for n in counts
+        )
+        x, y, z = (float(r.resolvent(point).real) for r in cut)
+        return z - (z - y) ** 2 / ((z - y) - (y - x)) if abs(z - y) > 1e-13 * abs(z) else z
 
     def shorter(self, count: int) -> Recurrence:
         """The first ``count`` coefficients."""
@@ -107,9 +123,10 @@ def _floats(x: Sequence[Fraction]) -> Array:
     return np.array([float(v) for v in x])
 
 
-def continued(r: Recurrence) -> tuple[Recurrence, float]:
+def continued(r: Recurrence, hard: bool = False) -> tuple[Recurrence, float]:
     """The coefficients with their continuation, and the error with which it predicts the last known ones.
 
+    ``hard``: the support is known to be positive, so that an edge near zero, or below it, is zero.
     Raises EvaluationError where they do not settle: several intervals, or too few moments.
     """
     if len(r.b) < 4:
@@ -131,6 +148,9 @@ def continued(r: Recurrence) -> tuple[Recurrence, float]:
     k = np.append(np.arange(CONTINUED - 1.0), np.inf)  # the last is the limit, which fixes the edges
     a = np.concatenate([r.a, _fit(r.a[1:], model)(k[len(r.a) :])])
     b = np.concatenate([r.b, _fit(r.b, model)(k[len(r.b) + 1 :])])
+    low = a[-1] - 2 * b[-1]
+    if hard and low < _HARD * b[-1]:
+        a[len(r.a) :] -= low
     return Recurrence(a, b), error
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import sympy as sp
 
+from tpcompile.rationals import simple_fraction
+
 DENOMINATOR = 4096
 """Largest denominator that a float is taken to stand for: chance agreement to rounding is below one in 10^8."""
 
@@ -85,13 +87,11 @@ def recognised(value: float | Fraction, eps: float = 2.0**-52) -> Number:
     """The rational or root of a rational that a float is, to rounding in units of ``eps``; else the float itself."""
     if isinstance(value, Fraction) or not math.isfinite(value):
         return value
-    found = Fraction(value).limit_denominator(DENOMINATOR)
-    if abs(float(found) - value) <= 4 * eps * abs(value):
+    found = simple_fraction(value, 4 * eps, DENOMINATOR)
+    if found is not None:
         return found
-    square = Fraction(value * value).limit_denominator(DENOMINATOR)
-    if abs(float(square) - value * value) <= 8 * eps * value * value:
-        return root(square) * (1 if value > 0 else -1)
-    return value
+    square = simple_fraction(value * value, 8 * eps, DENOMINATOR) if 2**-26 < abs(value) < 2**26 else None
+    return root(square) * (1 if value > 0 else -1) if square else value
 
 
 def root(x: Fraction) -> Number:

@@ -1,32 +1,26 @@
 """Polynomials in formal generators of a coordinate, and their exact expectations (Wick, Isserlis).
 
-A generator is an initial value, the Gaussian part ``Ẑ^{W x}`` of a product, or an atom ``f(z)``: a function that is no
-polynomial, of a linear combination z of Gaussian generators. Generators are formal: two that are equal as random
+A generator is an initial value, the Gaussian part ``Ẑ^{W x}`` of a product, or an atom: a function that is no
+polynomial, of one linear combination z of Gaussian generators. Generators are formal: two that are equal as random
 variables may both occur. Covariances follow from the Master Theorem, on demand.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.polynomial.legendre import leggauss
 
 from tpcompile import nonlin
 from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.exact.functions import Function, expectation
 from tpcompile.evaluate.exact.numbers import Number
 
-Array = np.ndarray[Any, Any]
-Factor = tuple[str, int, tuple[tuple[str, Any], ...]]  # a nonlinearity, its derivative's order, its parameters
 Monomial = tuple[int, ...]  # generators in order, each as often as its power
-
-_REACH, _PANELS, _NODES = 12.0, 96, 16  # of the quadrature of an atom's expectation, in standard deviations
+Direction = tuple[tuple[int, Number], ...]  # a combination of Gaussian generators, the first with coefficient 1
 
 
 class Polynomial:
@@ -92,13 +86,14 @@ class Product:
 
 @dataclass(frozen=True)
 class Atom:
-    """The derivative of that order of a nonlinearity at z = ``mean`` + a combination of Gaussian generators."""
+    """The derivative of that order of a nonlinearity at ``inner``, the terms of a polynomial in z and in atoms of z."""
 
     fn: str
     order: int
     params: tuple[tuple[str, Any], ...]
-    mean: Number
-    z: tuple[tuple[int, Number], ...]
+    inner: tuple[tuple[Monomial, Number], ...]
+    z: Direction
+    function: Function = field(compare=False)
 
 
 @dataclass
@@ -118,18 +113,42 @@ class Wick:
         return Polynomial({(len(self.kinds) - 1,): 1})
 
     def atom(self, fn: str, order: int, params: tuple[tuple[str, Any], ...], x: Polynomial) -> Polynomial:
-        """A function of a Gaussian vector; EvaluationError if x is not Gaussian."""
-        linear = [(m[0], c) for m, c in sorted(x.terms.items()) if len(m) == 1]
-        gaussian = all(self._is_gaussian(g) for g, _ in linear)
-        if len(linear) + (() in x.terms) < len(x.terms) or not gaussian:
+        """A function of x; EvaluationError unless x is a function of one linear combination of Gaussian generators."""
+        if not x.generators():
+            at = torch.tensor(float(x.terms.get((), 0)), dtype=torch.float64)
+            return lifted(float(nonlin.evaluate(fn, at, order, **dict(params))))
+        z = self._direction(x)
+        if z is None:
             raise EvaluationError(
                 f"{fn} is not polynomial, and its argument is not Gaussian: its expectations have no exact evaluation",
                 advice="exact evaluation takes polynomials, and any function of a linear combination of products W v",
             )
-        if not linear:
-            at = torch.tensor(float(x.terms.get((), 0)), dtype=torch.float64)
-            return lifted(float(nonlin.evaluate(fn, at, order, **dict(params))))
-        return self._atom(Atom(fn, order, params, x.terms.get((), 0), tuple(linear)))
+        parts = []
+        for m, c in x.terms.items():
+            atoms = tuple(kind.function for g in m if isinstance(kind := self.kinds[g], Atom))
+            if len(z) > 1 and len(m) > len(atoms) and m != (z[0][0],):
+                continue  # a generator of z: the first stands for all
+            parts.append((c, len(m) - len(atoms), atoms))
+        return self._atom(
+            Atom(fn, order, params, tuple(sorted(x.terms.items())), z, Function(fn, order, params, tuple(parts)))
+        )
+
+    def _direction(self, x: Polynomial) -> Direction | None:
+        """The combination of Gaussian generators that x is a function of, if it is one."""
+        atoms = [kind for g in x.generators() if isinstance(kind := self.kinds[g], Atom)]
+        directions = {atom.z for atom in atoms}
+        plain = {g for g in x.generators() if not isinstance(self.kinds[g], Atom)}
+        if not all(self._is_gaussian(g) for g in plain):
+            return None
+        if len(plain) == 1:  # any polynomial of it
+            directions.add(((next(iter(plain)), 1),))
+        elif plain:
+            linear = {m[0]: c for m, c in sorted(x.terms.items()) if len(m) == 1 and m[0] in plain}
+            if any(len(m) > 1 and not plain.isdisjoint(m) for m in x.terms):
+                return None
+            first = next(iter(linear.values()))
+            directions.add(tuple((g, 1 if i == 0 else c / first) for i, (g, c) in enumerate(linear.items())))
+        return directions.pop() if len(directions) == 1 else None
 
     def _atom(self, atom: Atom) -> Polynomial:
         if atom not in self._atoms:
@@ -209,10 +228,11 @@ class Wick:
                 kind = self.kinds[h]
                 if h == g:
                     total[others] = total.get(others, 0) + c * count
-                elif isinstance(kind, Atom) and (slope := dict(kind.z).get(g, 0)) != 0:
-                    (own,) = self._atom(Atom(kind.fn, kind.order + 1, kind.params, kind.mean, kind.z)).terms
-                    key = merged(own, others)
-                    total[key] = total.get(key, 0) + c * count * slope
+                elif isinstance(kind, Atom) and g in dict(kind.z):
+                    (own,) = self._atom(_derived(kind)).terms
+                    for inside, slope in self.derivative(Polynomial(dict(kind.inner)), g).terms.items():
+                        key = merged(merged(own, inside), others)
+                        total[key] = total.get(key, 0) + c * count * slope
         return Polynomial({m: c for m, c in total.items() if c != 0})
 
     def reach(self, p: Polynomial) -> set[int]:
@@ -220,6 +240,12 @@ class Wick:
         found = p.generators()
         inside = {h for g in found if isinstance(kind := self.kinds[g], Atom) for h, _ in kind.z}
         return found | inside
+
+
+def _derived(atom: Atom) -> Atom:
+    """The derivative of its nonlinearity, at the same argument."""
+    function = replace(atom.function, order=atom.order + 1)
+    return replace(atom, order=atom.order + 1, function=function)
 
 
 def _without_one(m: Monomial) -> Iterator[tuple[int, int, Monomial]]:
@@ -237,13 +263,13 @@ class _Groups:
 
     def __init__(self, wick: Wick, atoms: Iterable[int]) -> None:
         self.wick = wick
-        self.atoms: dict[tuple[Any, ...], list[Atom]] = {}
+        self.functions: dict[Direction, list[Function]] = {}
         for g in atoms:
             kind = wick.kinds[g]
             assert isinstance(kind, Atom)
-            self.atoms.setdefault((kind.mean, kind.z), []).append(kind)
-        self.names = [z for _, z in self.atoms]
-        self.arguments = [Polynomial({(g,): c for g, c in z}) for _, z in self.atoms]
+            self.functions.setdefault(kind.z, []).append(kind.function)
+        self.names = list(self.functions)
+        self.arguments = [Polynomial({(g,): c for g, c in z}) for z in self.functions]
         self.variances = [wick.inner(z, z) for z in self.arguments]
         for i, z in enumerate(self.arguments):
             if any(abs(float(wick.inner(z, y))) > 1e-14 for y in self.arguments[:i]):
@@ -272,15 +298,14 @@ class _Groups:
         return found
 
     def _function(self, powers: tuple[int, ...]) -> Number:
-        """The expectation of the atoms times powers of their centred arguments."""
+        """The expectation of the atoms times powers of their arguments."""
         if powers not in self._functions:
-            total: Number = 1.0
-            for power, variance, ((mean, _), atoms) in zip(powers, self.variances, self.atoms.items(), strict=True):
-                factors = tuple(sorted((a.fn, a.order, a.params) for a in atoms))
-                total *= expectation(factors, power, float(mean), math.sqrt(float(variance)))
+            total: Number = 1
+            for power, variance, functions in zip(powers, self.variances, self.functions.values(), strict=True):
+                total = total * expectation(tuple(functions), power, variance)
                 if total == 0:
                     break
-            self._functions[powers] = total or 0
+            self._functions[powers] = 0 if total == 0 else total
         return self._functions[powers]
 
     def _moment(self, gaussian: Monomial, powers: tuple[int, ...]) -> Number:
@@ -298,48 +323,3 @@ class _Groups:
             if c != 0:
                 total = total + count * c * self._moment(others, powers)
         return total
-
-
-@cache
-def _quadrature(kinks: tuple[float, ...]) -> tuple[Array, Array]:
-    """Nodes and weights against the standard normal density, on panels split at the kinks."""
-    breaks = np.unique([*np.linspace(-_REACH, _REACH, _PANELS + 1), *(k for k in kinks if abs(k) < _REACH)])
-    x, w = leggauss(_NODES)
-    width = np.diff(breaks)[:, None] / 2
-    t = (breaks[:-1, None] + width * (1 + x)).ravel()
-    return t, (width * w).ravel() * np.exp(-t * t / 2) / math.sqrt(2 * math.pi)
-
-
-@lru_cache(maxsize=64)
-def _values(factor: Factor, mean: float, std: float, kinks: tuple[float, ...]) -> Array:
-    """A function on the nodes."""
-    fn, order, params = factor
-    t, _ = _quadrature(kinks)
-    return nonlin.evaluate(fn, torch.from_numpy(mean + std * t), order, **dict(params)).numpy()
-
-
-@cache
-def expectation(factors: tuple[Factor, ...], power: int, mean: float, std: float) -> float:
-    """``E (std t)^power prod_i f_i(mean + std t)`` for a standard normal t, by quadrature between the kinks."""
-    kinks: set[float] = set()
-    odd = power
-    even = mean == 0.0
-    for fn, order, params in factors:
-        record = nonlin.lookup(fn)
-        values = {**record.defaults, **dict(params)}
-        if order > record.smoothness(**values):
-            raise EvaluationError(
-                f"derivative {order} of {fn} is no ordinary function: the response through it has no exact evaluation",
-                advice="the particle evaluator needs no derivative",
-            )
-        kinks.update((k - mean) / std for k in record.kinks(**values))
-        parity = record.parity(**values)
-        even = even and parity is not None
-        odd += order + (parity == "odd")
-    if even and odd % 2:
-        return 0.0
-    t, weights = _quadrature(tuple(sorted(kinks)))
-    total = weights * (std * t) ** power
-    for factor in factors:
-        total = total * _values(factor, mean, std, tuple(sorted(kinks)))
-    return float(total.sum())
