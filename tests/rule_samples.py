@@ -127,6 +127,10 @@ sample("var_mean.correction", lambda h, m: torch.add(*(x * h for x in torch.var_
 
 # gates, losses, softmax, norms
 sample("glu.default glu_backward.default", lambda h, m: F.glu(h, 1))
+sample(
+    "glu_jvp.default",
+    lambda h, m: F.glu(h, 1) + aten.glu_jvp(F.glu(x := h.detach(), 1), x, x.sin(), 1),
+)
 sample("_softmax.default _softmax_backward_data.default", lambda h, m: logits(h, m).softmax(-1)[..., None] * h)
 sample("_safe_softmax.default", lambda h, m: aten._safe_softmax(logits(h, m), -1)[..., None] * h)
 sample("_log_softmax.default _log_softmax_backward_data.default", lambda h, m: logits(h, m).log_softmax(-1))

@@ -102,7 +102,17 @@ def _arc_cosine(pair: Pair, a: tuple[int, float, float], b: tuple[int, float, fl
     return out.add_(pair.std_v, alpha=alpha * beta2 * moment)
 
 
+_LARGE = 1e4
+"""Variance over that of an error function from which its arcsine is near one, where it loses half of the digits."""
+
+
 def _arc_sine(pair: Pair, a: tuple[float, float, float], b: tuple[float, float, float]) -> Tensor:
+    s, t = a[2] ** 2, b[2] ** 2
+    if pair.cov.numel() and float(pair.var_u.max()) > _LARGE * s and float(pair.var_v.max()) > _LARGE * t:
+        # by the determinant, whose parts are not negative: a correlation is then at most that of equal inputs
+        det = (pair.std_u * pair.std_v * pair.root).square_().add_(pair.var_u * t).add_(pair.var_v * s).add_(s * t)
+        out = torch.atan2(pair.cov, det.sqrt_()).mul_(a[1] * b[1] * 2 / math.pi)
+        return out.add_(a[0] * b[0]) if a[0] * b[0] else out
     out = pair.cov * (pair.var_u + a[2] ** 2).rsqrt()
     out.mul_((pair.var_v + b[2] ** 2).rsqrt()).clamp_(-1, 1)
     out = asin(out, out).mul_(a[1] * b[1] * 2 / math.pi)

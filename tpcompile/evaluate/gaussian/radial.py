@@ -100,7 +100,7 @@ def _scale(m: Moments, node: Node) -> Scale | None:
     if x not in m.structure.random or any(d != 1 for d in x.dims if isinstance(d, int)) or x.kind != "vector":
         return None
     degree = nonlin.homogeneity(op.fn, op.order, **dict(op.params))
-    if not degree:
+    if not degree or not nonlin.has_derivative(op.fn, op.order, **dict(op.params)):
         return None
     one = torch.ones((), dtype=torch.float64)
     factor = float(nonlin.evaluate(op.fn, one, op.order, **dict(op.params)))

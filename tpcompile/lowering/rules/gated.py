@@ -30,3 +30,10 @@ def glu_backward(ctx: Context, g: Any, x: Any, dim: int) -> Any:
     a, b = _halves(ctx, x, dim % len(x.axes))
     slope = ctx.apply("sigmoid", b, 1)
     return ctx.concat([ctx.times(g, ctx.apply("sigmoid", b)), ctx.times(g, ctx.times(a, slope))], dim)
+
+
+@rule("aten.glu_jvp.default")
+def glu_jvp(ctx: Context, glu: Any, x: Any, dx: Any, dim: int) -> Any:
+    """``glu_jvp(glu, x, dx, dim)``: its derivative along dx, ``da sigmoid(b) + a sigmoid'(b) db``"""
+    (a, b), (da, db) = (_halves(ctx, ctx.value(y), dim % len(x.axes)) for y in (x, dx))
+    return ctx.add(ctx.times(da, ctx.apply("sigmoid", b)), ctx.times(ctx.times(a, ctx.apply("sigmoid", b, 1)), db))
