@@ -9,8 +9,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ _LARGE = 2**17  # bytes: smaller tensors are the C library's
 _LINE = 2**6  # of a cache
 _HUGE = 2**21  # page
 _SLAB = 2**25  # asked from the system at once
+_KEPT = 2**29  # an arena, from one evaluation to the next
 _PERSISTENT = Path("/var/tmp")  # /tmp may be kept in memory
 
 
@@ -34,12 +35,19 @@ class Arena:
     """Memory for large tensors, on huge pages where the system has them, that is used again when a tensor is gone.
 
     The first touch of a page costs more than ten times what writing it does, and the C library gives large blocks back
-    to the system as soon as they are free: a walk over a program would spend half its time there. For one thread.
+    to the system as soon as they are free: a walk over a program would spend half its time there. One thread takes;
+    a tensor may end on any.
     """
 
     def __init__(self) -> None:
         self._slabs: list[mmap.mmap] = []
         self._free: list[tuple[int, int, int]] = []  # slab, first byte, end: sorted, never neighbours
+        self._given: list[tuple[int, int, int]] = []  # back, and not yet among these
+
+    @property
+    def size(self) -> int:
+        """Bytes that it has from the system."""
+        return sum(len(memory) for memory in self._slabs)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor; its memory is free when the last tensor on it, a view of it included, is gone."""
@@ -54,10 +62,12 @@ class Arena:
         length = (size // _LINE + 2) * _LINE  # no two blocks a power of two apart
         slab, start = self._find(length)
         block = np.frombuffer(self._slabs[slab], np.uint8, size, start)
-        weakref.finalize(block, self._give, slab, start, start + length).atexit = False
+        weakref.finalize(block, self._given.append, (slab, start, start + length)).atexit = False
         return torch.from_numpy(block).view(dtype).reshape(shape)
 
     def _find(self, size: int) -> tuple[int, int]:
+        while self._given:
+            self._join(*self._given.pop())
         for i, (slab, start, end) in enumerate(self._free):
             if end - start >= size:
                 self._free[i : i + 1] = [(slab, start + size, end)] if end - start > size else []
@@ -71,7 +81,7 @@ class Arena:
             self._free.append((len(self._slabs) - 1, size, length))
         return len(self._slabs) - 1, 0
 
-    def _give(self, slab: int, start: int, end: int) -> None:
+    def _join(self, slab: int, start: int, end: int) -> None:
         i = bisect.bisect(self._free, (slab, start, end))
         if i < len(self._free) and self._free[i][:2] == (slab, end):
             end = self._free.pop(i)[2]
@@ -79,6 +89,18 @@ class Arena:
             i -= 1
             start = self._free.pop(i)[1]
         self._free.insert(i, (slab, start, end))
+
+
+@contextmanager
+def borrowed(arenas: list[Arena]) -> Iterator[Arena]:
+    """One of these arenas, or a new one; back among them in the end unless it is large."""
+    try:
+        arena = arenas.pop()
+    except IndexError:
+        arena = Arena()
+    yield arena
+    if arena.size <= _KEPT:
+        arenas.append(arena)
 
 
 def on_disk(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.analysis.parity import Parity
-from tpcompile.evaluate.buffers import Arena
+from tpcompile.evaluate.buffers import Arena, borrowed
 from tpcompile.evaluate.choice import choose
 from tpcompile.evaluate.ensemble import DEFAULT_MOST, members, zeroed
 from tpcompile.evaluate.exact.degrees import beyond_moments, degrees
@@ -113,32 +113,30 @@ def _particles(
     moments = beyond_moments(program, degrees(program, zero), covariances) is None
     parts = [(1, 0, 2.0), (2, 0, -0.5), (2, 1, -0.5)] if settings.extrapolate else [(1, 0, 1.0)]
 
-    arenas: list[Arena] = []  # that no replica uses now
+    def run(index: int, count: int, part: int, arena: Arena, progress: Progress) -> tuple[dict[str, Tensor], ...]:
+        evaluation = Run(
+            plan,
+            settings.particles // count,
+            settings.dtype,
+            settings.seed * 1000 + index,
+            part=part,
+            parts=count,
+            dot=settings.dot,
+            arena=arena,
+            allocate=storage.allocate,
+        )
+        return _ensemble(evaluation, parity, settings, covariances, zero, moments, progress)
 
     def replica(index: int, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        arena = arenas.pop() if arenas else Arena()
-        mean: dict[str, Tensor] = {}
-        second: dict[str, Tensor] = {}
-        for place, (count, part, weight) in enumerate(parts):
-            run = Run(
-                plan,
-                settings.particles // count,
-                settings.dtype,
-                settings.seed * 1000 + index,
-                part=part,
-                parts=count,
-                dot=settings.dot,
-                arena=arena,
-                allocate=storage.allocate,
-            )
-            offset = place * len(program.nodes)
-            m, s = _ensemble(run, parity, settings, covariances, zero, moments, lambda i, o=offset: progress(o + i))
-            for name, value in m.items():
-                mean[name] = mean.get(name, 0.0) + weight * value.double()
-            for name, value in s.items():
-                second[name] = second.get(name, 0.0) + weight * value.double()
-        arenas.append(arena)
-        return mean, second
+        sums: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        with borrowed(plan.arenas) as arena:
+            for place, (count, part, weight) in enumerate(parts):
+                offset = place * len(program.nodes)
+                found = run(index, count, part, arena, lambda i, o=offset: progress(o + i))
+                for total, values in zip(sums, found, strict=True):
+                    for name, value in values.items():
+                        total[name] = total.get(name, 0.0) + weight * value.double()
+        return sums
 
     found = side_by_side(
         replica,

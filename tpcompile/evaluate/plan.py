@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.axes import principal_axes
+from tpcompile.evaluate.buffers import Arena
 from tpcompile.evaluate.domains import Domain, Domains, find_domains
 from tpcompile.ir import Concat, Gaussian, Init, MatMul, Node, Program
 
@@ -30,6 +31,7 @@ class Plan:
     histories: dict[Node, tuple[Node, int]]  # chains of concatenations: their first node and final length
     done: tuple[tuple[Node, ...], ...]  # by position: operands used there for the last time
     axes: dict[Node, Tensor]  # of Gaussian parameters: in which directions they are drawn
+    arenas: list[Arena] = field(default_factory=list)  # that no run uses now
 
     @staticmethod
     def of(program: Program) -> Plan:
