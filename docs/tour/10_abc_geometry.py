@@ -43,7 +43,7 @@ import torch.nn.functional as F
 inputs, targets = torch.tensor([[1.0, 0.5], [-0.5, 1.0]]), torch.tensor([[1.0], [-1.0]])
 for name in ("maximal update", "the same, θ = 1/2"):
     compiled = tp.compile(named[name].factory(inputs=2, lr=1.0), inputs, targets, F.mse_loss, steps=3)
-    print(*(f"{x:.4f}" for x in compiled.evaluate(particles=4096).loss), " width 64:", end=" ")
+    print(*(f"{x:.3f}" for x in compiled.evaluate(particles=4096).loss), " width 64:", end=" ")
     print(*(f"{x:.4f}" for x in compiled.simulate(64, seed=0).loss))
 
 # %% [markdown]

@@ -33,7 +33,7 @@ predicted = descent.predict(t=steps, covariance=None).mean
 print("step   loss of the program   of the kernel   largest difference of outputs")
 for step, outputs in zip(steps, predicted, strict=True):
     loss, difference = F.mse_loss(outputs, targets), (outputs - result.outputs[step]).abs().max()
-    print(f"{step:>4}   {result.loss[step]:19.4f}   {loss:13.4f}   {'below 1e-3' if difference < 1e-3 else difference}")
+    print(f"{step:>4}   {result.loss[step]:19.3f}   {loss:13.3f}   {'below 1e-3' if difference < 1e-3 else difference}")
 
 # %% [markdown]
 # The tangent kernel of the program at every step is the same, and it is the one of the kernel engine. Finite networks
