@@ -7,7 +7,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from slope_setups import package_setups
+import torch.nn.functional as F
+from slope_setups import X, adam, package_setups, trained
+from torch import nn
 from zoo_architectures import IMAGES, LABELS, LANGUAGE, NEXT, TOKENS, VISION, loss, maximal
 
 import tpcompile as tp
@@ -93,3 +95,23 @@ def test_which_experts_are_best_has_no_limit_where_two_meet():
     make = maximal(MODELS["mixture of experts, top 2"], torch.optim.SGD)
     with pytest.raises(tp.errors.TpcompileError, match="the largest of computed values"):
         tp.compile(make, TOKENS)
+
+
+@pytest.mark.parametrize("power", [0, -1])
+def test_what_is_made_of_a_parameter_need_not_be_linear_in_it(power):
+    """The effect is that of exp(w) - exp(w0), not of exp(w - w0)."""
+
+    class Model(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.first, self.readout = nn.Linear(4, n, bias=False), nn.Linear(n, 1, bias=False)
+            self.log_scale = nn.Parameter(torch.randn(n))
+            nn.init.normal_(self.readout.weight, std=1 / n)
+
+        def forward(self, x):
+            return self.readout(torch.tanh(self.first(x)) * torch.exp(self.log_scale))
+
+    # in the order of the parameters: the scale, the first layer, the readout
+    make = trained(Model, adam, 0.1, power, 0, -1)
+    report = tp.verify(make, X, torch.ones(3, 1), F.mse_loss, steps=1, advice=False)
+    assert report.parameters["log_scale"].effect_exponent == power

@@ -41,6 +41,13 @@ _SUMS = frozenset(("aten.add.Tensor", "aten.sub.Tensor"))
 _VIEWS = frozenset(
     f"aten.{name}.default" for name in ("view", "_unsafe_view", "reshape", "permute", "squeeze", "unsqueeze", "clone")
 ) | {"aten.transpose.int", "aten.t.default"}
+_MOVES = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("neg.default", "expand.default", "_to_copy.default", "detach.default", "alias.default", "repeat.default"),
+        *("select.int", "slice.Tensor", "split.Tensor", "unbind.int", "sum.dim_IntList", "mean.dim"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,12 @@ def share(capture: Capture, lowered: Lowered, use: Use, parameter: str, step: in
     positions = [i for i, x in enumerate(use.node.args) if isinstance(x, Ref) and x.name == use.operand]
     added = _ADDED.get(str(use.node.target), {})
     linear = len(positions) == 1 and positions[0] in added
-    shadows: dict[str, Any] = {start: value if linear else difference(lowered, lowered.nodes[start], value)}
-    for node in use.made_of:
-        shadows[node.name] = replayed(capture, lowered, node, shadows)
+    if linear and all(_passes(node) for node in use.made_of):
+        shadows = _made(capture, lowered, use, {start: value})
+    else:
+        shadows = _made(capture, lowered, use, {start: difference(lowered, lowered.nodes[start], value)})
+        if linear:
+            shadows = {use.operand: difference(lowered, lowered.nodes[use.operand], shadows[use.operand])}
     if linear:
         node = use.node
         for i in added[positions[0]]:
@@ -182,6 +192,18 @@ def share(capture: Capture, lowered: Lowered, use: Use, parameter: str, step: in
     now, then = first_result(lowered.nodes[use.node.name]), first_result(replayed(capture, lowered, use.node, shadows))
     apart = None if now is None or then is None else difference(lowered, now, then)
     return _through(capture, lowered, use, apart)
+
+
+def _made(capture: Capture, lowered: Lowered, use: Use, shadows: dict[str, Any]) -> dict[str, Any]:
+    """What is made of another value of the parameter on its way to the operation."""
+    for node in use.made_of:
+        shadows[node.name] = replayed(capture, lowered, node, shadows)
+    return shadows
+
+
+def _passes(node: GraphNode) -> bool:
+    """True for an operation on a parameter alone that is linear in it."""
+    return str(node.target) in _VIEWS | _MOVES or _keeps(node)
 
 
 def _through(capture: Capture, lowered: Lowered, use: Use, value: AnyValue | None) -> AnyValue | None:
