@@ -69,6 +69,9 @@ def _grows(report: tp.Report, step: int) -> bool:
 UNRESOLVED = {
     13: "LayerNorm and a relu: local slopes of the logits 0.64, then 0.79, towards 1",
     35: "-1.21, then -1.13, towards -1",
+    54: "-0.34, then -0.07 ± 0.05 at 1024 to 4096, towards 0",
+    55: "a readout's n^(1/2) with a factor of 0.05 (means of two gelus) beside order one: 0.5 between 1024 and 4096",
+    68: "-0.26, -0.13, -0.06 ± 0.03 at 1024 to 2048, towards 0",
 }
 
 
@@ -80,7 +83,7 @@ def test_exponents_are_the_slopes_of_trained_models(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [seed for seed in range(40) if seed not in UNRESOLVED])
+@pytest.mark.parametrize("seed", [seed for seed in range(70) if seed not in UNRESOLVED])
 def test_exponents_of_many_architectures(seed):
     _, _, wrong = disagreements(seed, (64, 256, 1024), 6)
     assert not wrong, architecture(seed)
