@@ -69,7 +69,7 @@ def plan_kernels(
     names = [n.op.name for n in program.program.nodes if isinstance(n.op, Data) and n.op.name.startswith("inputs#")]
     moments = Moments(program.program, names[0] if names else "")
     moments.plan_scalars()
-    factoring = Factoring()
+    factoring = Factoring(moments.constant)
     nngp = _pairs(moments, program.output, program.output_exponent, factoring)
     ntk = _pairs(moments, program.variation, program.variation_exponent, factoring) if tangent else None
     return Plan(program, moments, nngp, ntk)

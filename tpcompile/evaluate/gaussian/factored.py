@@ -6,9 +6,12 @@ their own, equal arrays become one, and a factor that several terms share is tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
+from torch import Tensor
+
+from tpcompile.evaluate.gaussian import reads
 from tpcompile.evaluate.gaussian.terms import (
     Array,
     DualArray,
@@ -24,14 +27,18 @@ from tpcompile.evaluate.gaussian.terms import (
     VarianceArray,
     resolved,
 )
+from tpcompile.ir import Node
 
 
 @dataclass
 class Factoring:
     """Rewrites arrays; what is equal is the same array afterwards."""
 
+    constant: Callable[[Node], Tensor | None]
+    """The value of a number that does not depend on the inputs."""
     done: dict[Array, Array] = field(default_factory=dict)
     known: dict[object, Array] = field(default_factory=dict)
+    steps: dict[Array, reads.ReadArray] = field(default_factory=dict)
 
     def __call__(self, array: Array) -> Array:
         """The same values in fewer operations."""
@@ -50,11 +57,49 @@ class Factoring:
             inner = {name: self(getattr(array, name)) for name in names}
             array = replace(array, **inner)
             key = (type(array), *(_hashable(getattr(array, f.name)) for f in fields(array)))
-            return self.known.setdefault(key, array)
+            if key not in self.known:
+                self.known[key] = self._moved(array)
+            return self.known[key]
         if isinstance(array, IntegralArray):
             rows = tuple(tuple(self(x) for x in row) for row in array.covariances)
             return replace(array, covariances=rows, means=tuple(None if x is None else self(x) for x in array.means))
         return array
+
+    def _moved(self, array: Array) -> Array:
+        """A move at constant places as a read."""
+        found = None
+        if isinstance(array, ReshapeArray):
+            found = reads.reshaped(array, self._step(array.source))
+        elif isinstance(array, GatherArray):
+            index = array.index if isinstance(array.index, Tensor) else self.constant(array.index)
+            found = None if index is None else reads.gathered(array, index, self._step(array.source))
+        return self._kept(found, array)
+
+    def _step(self, array: Array) -> Array:
+        return self.steps.get(array, array)
+
+    def _kept(self, read: reads.ReadArray | None, array: Array) -> Array:
+        """The read in place of an array if it can be computed, otherwise as a step to others."""
+        if read is None:
+            return array
+        if read.groups is not None:
+            return self._canonical(read) if read.summed else read
+        if not read.summed:
+            self.steps[array] = read
+        return array
+
+    def _canonical(self, read: reads.ReadArray) -> Array:
+        """A sum with its axes in the order of the source's; another order is a read of that."""
+        straight, order = reads.straightened(read)
+        if straight is None or straight.groups is None:
+            return read
+        key = (read.source, straight.sizes, straight.lengths, tuple((_hashable(i), k) for i, k in straight.places))
+        straight = self.known.setdefault(("read", key), straight)
+        labels = tuple(range(len(order)))
+        if order == labels:
+            return straight
+        found = reads.summed(straight, order, labels, dict(enumerate(read.lengths)))
+        return read if found is None else found[0]
 
     def _parts(self, term: Term, array: SumArray) -> Term:
         """A term whose sums over labels are arrays of their own."""
@@ -72,10 +117,19 @@ class Factoring:
             if not summed and all(len(set(labels)) == len(labels) for _, labels in inner):
                 found += inner
                 continue
-            have = {x for _, labels in inner for x in labels}
-            out = tuple(x for x in array.out if x in have)
+            inner = [self._alone(use, inner, summed, array.lengths) for use in inner]
+            out = tuple(dict.fromkeys(x for _, labels in inner for x in labels if x in array.out))
             found.append((self._array((Term(1.0, tuple(inner)),), out, array.lengths, None), out))
         return Term(term.coefficient * times, tuple(found))
+
+    def _alone(self, use: Use, among: Sequence[Use], summed: set[Label], lengths: Mapping[Label, int]) -> Use:
+        """A read summed over what no other factor depends on."""
+        array, labels = use
+        others = {x for other in among if other is not use for x in other[1]}
+        out = tuple(x for x in dict.fromkeys(labels) if x not in summed or x in others)
+        if not isinstance(self._step(array), reads.ReadArray) or len(among) == 1 or len(out) == len(set(labels)):
+            return use
+        return self._array((Term(1.0, (use,)),), out, lengths, None), out
 
     def _sum(
         self, terms: Sequence[Term], out: tuple[Label, ...], lengths: Mapping[Label, int], sizes: tuple[int, ...] | None
@@ -106,6 +160,10 @@ class Factoring:
         """One array for equal sums, whatever their labels are called."""
         if len(terms) == 1 and terms[0].coefficient == 1 and [labels for _, labels in terms[0].uses] == [out]:
             return terms[0].uses[0][0]
+        order = _common_order(terms, out)
+        if order != out:  # computed in the order of its factors: then they are read straight
+            array = self._array(terms, order, lengths, None)
+            return self._array((Term(1.0, ((array, order),)),), out, lengths, sizes)
         used = {x for term in terms for _, labels in term.uses for x in labels}
         if sizes is None:
             sizes = tuple(lengths[x] if x in used else 1 for x in out)
@@ -118,7 +176,24 @@ class Factoring:
             (t.coefficient, tuple((a, tuple(names[x] for x in labels)) for a, labels in t.uses)) for t in terms
         )
         key = (renamed, sizes, tuple(lengths[x] for x in names))
-        return self.known.setdefault(key, SumArray(sizes, terms, out, lengths))
+        if key not in self.known:
+            self.known[key] = self._read(SumArray(sizes, terms, out, lengths))
+        return self.known[key]
+
+    def _read(self, array: SumArray) -> Array:
+        """A sum of one array as a read, if that is one of moved entries or moves them."""
+        if len(array.terms) != 1 or len(array.terms[0].uses) != 1 or array.terms[0].coefficient != 1:
+            return array
+        ((source, labels),) = array.terms[0].uses
+        source = self._step(source)
+        moved = isinstance(source, reads.ReadArray) and not source.summed
+        if not moved and set(labels) != set(array.out):
+            return array
+        found = reads.summed(source, labels, array.out, array.lengths)
+        if found is None or found[1] == 1 or found[0].groups is None:
+            return self._kept(None if found is None or found[1] != 1 else found[0], array)
+        read, times = found
+        return SumArray(read.sizes, (Term(times, ((read, array.out),)),), array.out, array.lengths)
 
 
 def _collected(terms: Sequence[Term]) -> list[Term]:
@@ -134,12 +209,23 @@ def _without(term: Term, use: Use) -> Term:
     return replace(term, uses=term.uses[:at] + term.uses[at + 1 :])
 
 
+def _common_order(terms: tuple[Term, ...], out: tuple[Label, ...]) -> tuple[Label, ...]:
+    """The order that the larger factors have their labels in, where they agree; out otherwise."""
+    orders = {labels for term in terms for _, labels in term.uses if len(labels) > 1}
+    if len(orders) != 1 or sum(len(term.uses) for term in terms) < 2:
+        return out
+    (order,) = orders
+    return order if set(order) == set(out) else out
+
+
 def _depth(array: Array) -> int:
     """Expectations are larger than numbers: they are taken out first."""
     return int(isinstance(array, DualArray)) * 2 + int(isinstance(array, SumArray))
 
 
 def _hashable(x: object) -> object:
+    if isinstance(x, Tensor):
+        return tuple(x.shape), tuple(x.reshape(-1).tolist())
     try:
         hash(x)
     except TypeError:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tpcompile.evaluate.gaussian.radial import TiltArray, TiltedCovariance
+from tpcompile.evaluate.gaussian.reads import ReadArray
 from tpcompile.evaluate.gaussian.sampled import SampledArray
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -45,7 +46,7 @@ def children(array: Array) -> list[Array]:
             return [x for x in (cov, u, v, mu, mv) if x is not None]
         case SingleArray(var=var, mean=mean):
             return [x for x in (var, mean) if x is not None]
-        case GatherArray(source=source) | ReshapeArray(source=source):
+        case GatherArray(source=source) | ReshapeArray(source=source) | ReadArray(source=source):
             return [source]
         case IntegralArray(covariances=rows, means=means):
             return [x for row in rows for x in row] + [x for x in means if x is not None]
@@ -91,7 +92,8 @@ def order(wanted: Sequence[Array], known: Collection[Array] = ()) -> Order:
         for x in inner:
             reads[x] = reads.get(x, 0) + 1
     first = sorted(
-        (x for x in heights if isinstance(x, SumArray | DualArray) and x not in known), key=heights.__getitem__
+        (x for x in heights if isinstance(x, SumArray | DualArray | ReadArray) and x not in known),
+        key=heights.__getitem__,
     )
     return Order(tuple(first), reads, duals)
 

@@ -15,6 +15,7 @@ from tpcompile.evaluate import duals
 from tpcompile.evaluate.gaussian.moments import Moments
 from tpcompile.evaluate.gaussian.order import Order, PairKey, order, pair_key
 from tpcompile.evaluate.gaussian.radial import Tilt, TiltArray, TiltedCovariance
+from tpcompile.evaluate.gaussian.reads import ReadArray, evaluate_read
 from tpcompile.evaluate.gaussian.sampled import SampledArray, evaluate_sampled
 from tpcompile.evaluate.gaussian.terms import (
     Array,
@@ -117,6 +118,8 @@ class Run:
                 return self._reshape(array)
             case GatherArray():
                 return self._gather(array)
+            case ReadArray():
+                return evaluate_read(array, self.value(array.source))
             case OneHotArray(index=index, copy=copy, sizes=sizes):
                 places = self._index(index, copy)
                 hot = places[..., None] == torch.arange(sizes[-1])
@@ -258,7 +261,7 @@ class Run:
 
     def scalar(self, node: Node, copy: int) -> Tensor:
         """A deterministic scalar on all inputs of a copy, ``(N, *dims)``; N is 1 where it does not depend on them."""
-        if not self.moments.varies(node):
+        if not self.moments.varies(node) or self.inputs[0] is self.inputs[1]:
             copy = 0
         key = (node, copy)
         if key not in self.scalars:

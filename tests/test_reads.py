@@ -1,0 +1,54 @@
+"""Moves of entries composed to one read of the source, against the moves one by one."""
+
+from __future__ import annotations
+
+import torch
+
+from tpcompile.evaluate.gaussian.factored import Factoring
+from tpcompile.evaluate.gaussian.reads import ReadArray, evaluate_read
+from tpcompile.evaluate.gaussian.terms import Array, GatherArray, ReshapeArray, SumArray, Term
+
+
+def windows(padding: list[int], size: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of a padded axis, and of windows of three over it (offsets first)."""
+    padded = torch.tensor(padding)
+    starts = torch.arange(0, len(padding) - size + 1, stride)
+    return padded, torch.arange(size)[:, None] + starts
+
+
+def compare(padding: list[int], stride: int) -> None:
+    """A box filter along the diagonal of a kernel over 4 positions of either input."""
+    source = Array((4, 4))
+    padded, window = windows(padding, 3, stride)
+    n, m = len(padded), window.shape[1]
+    rows = GatherArray((n, 4), source, 0, padded, 0)
+    both = GatherArray((n, n), rows, 1, padded, 1)
+    left = GatherArray((3, m, n), both, 0, window, 0)
+    right = GatherArray((3, m, 3, m), left, 2, window, 1)
+    lengths = {0: 3, 1: m, 2: m}
+    total = SumArray((m, m), (Term(1.0, ((right, (0, 1, 0, 2)),)),), (1, 2), lengths)
+    found = Factoring(lambda _: None)(total)
+    assert isinstance(found, ReadArray)
+    assert found.source is source
+    value = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wide = torch.cat([value, torch.zeros(2, 3, 1, 4)], 2)
+    wide = torch.cat([wide, torch.zeros(2, 3, 5, 1)], 3)  # place -1 holds zero
+    at = padded[window]
+    expected = sum(wide[:, :, at[s]][:, :, :, at[s]] for s in range(3))
+    torch.testing.assert_close(evaluate_read(found, value), expected)
+
+
+def test_a_box_filter_along_the_diagonal() -> None:
+    for padding in ([-1, 0, 1, 2, 3, -1], [3, 0, 1, 2, 3, 0], [0, 1, 2, 3], [1, 0, 1, 2, 3, 2]):
+        for stride in (1, 2):
+            compare(padding, stride)
+
+
+def test_a_sum_over_merged_axes_is_a_sum() -> None:
+    source = Array((2, 3))
+    flat = ReshapeArray((6,), source, (2, 3))
+    found = Factoring(lambda _: None)(SumArray((), (Term(1.0, ((flat, (0,)),)),), (), {0: 6}))
+    assert isinstance(found, ReadArray)
+    assert found.groups == ((found.groups or ())[0],)
+    value = torch.arange(6.0).reshape(1, 1, 2, 3)
+    torch.testing.assert_close(evaluate_read(found, value), torch.full((1, 1), 15.0))
