@@ -103,7 +103,6 @@ def test_batch_statistics_have_no_jacobian_of_one_sample():
 
 
 UNSUPPORTED = {
-    "maximum over positions": lambda h: h.amax((2, 3), keepdim=True),
     "adaptive max pooling": lambda h: F.adaptive_max_pool2d(h, 2),
     "max unpooling": lambda h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), [2, 2]),
     "local response": lambda h: F.local_response_norm(h, 3),
