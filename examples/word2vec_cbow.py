@@ -53,15 +53,20 @@ def make_ntk(width: int, lr: float = LEARNING_RATE) -> tuple[nn.Module, torch.op
     return model, torch.optim.SGD(model.parameters(), lr=lr)
 
 
+def load_text() -> Tensor:
+    """The words of the vocabulary in the text, by their numbers, in its order."""
+    text = [re.findall(r"[a-z]+", topics[name].lower()) for name in sorted(topics)]
+    ranked = Counter(chain.from_iterable(text)).most_common(SKIPPED + WORDS)
+    number = {word: i for i, (word, _) in enumerate(ranked[SKIPPED:])}
+    return torch.tensor([number[word] for word in chain.from_iterable(text) if word in number])
+
+
 def load_windows(train: int, test: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Contexts and the words in their middle, of consecutive words of the vocabulary: train and test sets.
 
     Training windows come from the first half of the text (for equal numbers), test windows from the rest.
     """
-    text = [re.findall(r"[a-z]+", topics[name].lower()) for name in sorted(topics)]
-    ranked = Counter(chain.from_iterable(text)).most_common(SKIPPED + WORDS)
-    number = {word: i for i, (word, _) in enumerate(ranked[SKIPPED:])}
-    ids = torch.tensor([number[word] for word in chain.from_iterable(text) if word in number])
+    ids = load_text()
     cut = len(ids) * train // (train + test)
     generator = torch.Generator().manual_seed(seed)
 
@@ -73,6 +78,6 @@ def load_windows(train: int, test: int, seed: int = 0) -> tuple[Tensor, Tensor, 
     return *draw(ids[:cut], train), *draw(ids[cut:], test)
 
 
-inputs, targets, test_inputs, test_targets = load_windows(train=512, test=512)
+inputs, targets, test_inputs, test_targets = load_windows(train=128, test=32)
 loss = F.cross_entropy
-steps = 40
+steps = 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,8 @@ MUP = ("mup_mlp_digits", "residual_mlp", "tied_rnn")
 def load(name: str) -> ModuleType:
     if name.endswith("digits"):
         pytest.importorskip("sklearn")
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))  # examples may use one another, as a command finds them
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""CBOW Word2Vec from the tokens: the exact limit against finite widths, against its kernel regime, and by minibatch."""
+"""Word2Vec from the tokens: the exact limit against finite widths, against its kernel regime, and by minibatch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from test_examples import load
 from torch import Tensor
 
 import tpcompile as tp
+from tpcompile.errors import UnsupportedOperationError
 
 example = load("word2vec_cbow")
-X, Y, TEST, TEST_Y = (v[:48] for v in (example.inputs, example.targets, example.test_inputs, example.test_targets))
+skipgram = load("word2vec_skipgram")
+X, Y, TEST = example.inputs[:48], example.targets[:48], example.test_inputs[:48]
 
 
 def fast(width: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -68,8 +70,53 @@ def test_minibatches_of_tokens():
 
 
 def test_windows_are_of_the_vocabulary_and_the_same_every_time():
-    again = example.load_windows(train=512, test=512)
+    again = example.load_windows(train=128, test=32)
     found = (example.inputs, example.targets, example.test_inputs, example.test_targets)
     assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
-    assert example.inputs.shape == example.test_inputs.shape == (512, 2 * example.RADIUS)
+    assert [len(x) for x in found] == [128, 128, 32, 32]
     assert set(torch.cat([example.inputs.flatten(), example.targets]).tolist()) <= set(range(example.WORDS))
+
+
+def test_skip_gram_with_negative_sampling():
+    """Inner products of two gathered vectors: linear, so exact; finite widths tend to it as the inverse root."""
+    words, labels = skipgram.inputs[:48], skipgram.targets[:48]
+    compiled = tp.compile(skipgram.make, words, labels, skipgram.loss, steps=4)
+    limit = compiled.evaluate()
+    assert limit.evaluator == "exact"
+    particles = compiled.evaluate(evaluator="particles", particles=1024, replicas=2)
+    assert torch.allclose(particles.outputs, limit.outputs, atol=1e-8)
+    rms = {}
+    for width in (256, 4096):
+        errors = [difference(compiled.simulate(width, seed=s).outputs, limit.outputs)[-1] for s in range(4)]
+        rms[width] = float(torch.stack(errors).square().mean().sqrt())
+    assert math.log(rms[256] / rms[4096]) / math.log(16) == pytest.approx(0.5, abs=0.15)
+
+
+def test_the_kernel_of_skip_gram_knows_equal_pairs_only():
+    """Words are parts of the inputs: a kernel traced on one input must serve all others."""
+    kernel = tp.kernel(lambda width: skipgram.make_ntk(width)[0], skipgram.inputs[0])
+    words = skipgram.inputs[:40]
+    same = (words[:, None, 1:, None] == words[None, :, None, 1:]) & (
+        words[:, None, :1, None] == words[None, :, :1, None]
+    )
+    assert torch.equal(kernel.nngp(words).double(), same.double())
+    assert torch.equal(kernel.ntk(words).double(), 2 * same.double())
+
+
+class Shifted(torch.nn.Module):
+    """Embeds the word before the given one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(9, width)
+        self.readout = torch.nn.Linear(width, 1, bias=False)
+        torch.nn.init.normal_(self.embedding.weight)
+        torch.nn.init.normal_(self.readout.weight, std=width**-0.5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.readout(self.embedding(words - 1))
+
+
+def test_an_index_computed_from_the_inputs_is_refused_by_kernels():
+    with pytest.raises(UnsupportedOperationError, match="computed from the inputs"):
+        tp.kernel(Shifted, torch.tensor(3))

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from tpcompile.analysis import blocks
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Dim, Fluctuation, Node, Width
+from tpcompile.ir import Dim, Fluctuation, Mul, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
@@ -157,6 +157,10 @@ class Contractions:
         if not ratios:
             number, node = self.nodes.contract(spec, nodes)
             return [(Fraction(0), number, node)], None
+        scale, spec, nodes = self._factors(spec, nodes)
+        if scale != 1.0:
+            parts, noise = self.moment(spec, nodes, ratios)
+            return [(e, scale * c, node) for e, c, node in parts], noise
         if self.a.width is not None:
             number, node = self.nodes.contract(spec, nodes)
             return [(Fraction(0), number * math.prod(float(r) * self.a.width for r in ratios), node)], None
@@ -181,6 +185,24 @@ class Contractions:
                 not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support)
             )
         return known[spec, nodes]
+
+    def _factors(self, spec: str, nodes: Sequence[Node]) -> tuple[float, str, Sequence[Node]]:
+        """The sum of a product of two vectors as their inner product: a number, and the Einstein sum of the factors."""
+        if len(nodes) != 1:
+            return 1.0, spec, nodes
+        number, base = self.nodes.split(nodes[0])
+        if not isinstance(base.op, Mul) or [x.kind for x in base.operands] != ["vector", "vector"]:
+            return 1.0, spec, nodes
+        word, _, out = spec.partition("->")
+        words, factors = [], []
+        for x in base.operands:  # an axis that is repeated is left out
+            own = word[len(word) - len(x.dims) :]
+            kept = [i for i, d in enumerate(x.dims) if d != 1]
+            words.append("".join(own[i] for i in kept))
+            factors.append(self.nodes.view(x, tuple(x.dims[i] for i in kept)))
+        if not set(out) <= set("".join(words)):
+            return 1.0, spec, nodes
+        return number, f"{','.join(words)}->{out}", factors
 
     def _pair_moment(
         self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]

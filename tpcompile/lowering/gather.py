@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.analysis.semantics import constant_value
-from tpcompile.ir import Data, Expand, Gather, Node, Scatter, Width
+from tpcompile.ir import Data, Expand, Gather, Node, Permute, Scatter, Slice, View, Width, reachable
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.value import Axes, Axis, MatrixValue, Value, flat, is_width
 
@@ -73,12 +73,22 @@ def joint_index(ctx: Context, indices: Sequence[Value], sizes: Sequence[int]) ->
     known = [known_index(ctx, x) for x in indices]
     if len(indices) == 1 and indices[0].terms and bool((known[0] >= 0).all()):
         node = indices[0].terms[0][1]
-        if isinstance(node.op, Data):
+        if all(isinstance(x.op, Data | Slice | View | Permute) for x in reachable([node])):
             return ctx.algebra.nodes.view(node, tuple(known[0].shape))
+    fixed(ctx, *indices)
     total = torch.zeros((), dtype=torch.int64)
     for place, size in zip(known, sizes, strict=True):
         total = total * size + place % size
     return constant_index(ctx, total)
+
+
+def fixed(ctx: Context, *indices: Value) -> None:
+    """Refuse to take the entries of indices for constants where the program is to serve other inputs (kernels)."""
+    nodes = reachable([node for x in indices for _, node in x.terms])
+    if ctx.derivatives and any(isinstance(x.op, Data) and x.op.name.startswith("inputs") for x in nodes):
+        raise ctx.unsupported(
+            "an index that is computed from the inputs", advice="index with the inputs or with parts of them"
+        )
 
 
 def moved(ctx: Context, x: Any) -> Value:

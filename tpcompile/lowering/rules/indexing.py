@@ -8,7 +8,7 @@ import torch
 
 from tpcompile.ir import Finite, Node
 from tpcompile.lowering.context import Context, length
-from tpcompile.lowering.gather import constant_index, entries, joint_index, known_index, moved, put, take
+from tpcompile.lowering.gather import constant_index, entries, fixed, joint_index, known_index, moved, put, take
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.rules.maxima import winners
 from tpcompile.lowering.value import Axes, Value, has_width, is_width
@@ -173,6 +173,7 @@ def _along(ctx: Context, axes: Axes, dim: int, index: Value) -> tuple[Node, list
     if dim not in finite or any(is_width(index.axes[i]) == (i in finite) for i in range(len(axes))):
         raise ctx.unsupported("single coordinates of an axis that grows with the width")
     known = known_index(ctx, index)
+    fixed(ctx, index)
     total = torch.zeros((), dtype=torch.int64)
     for place, i in enumerate(finite):
         here = [1] * len(finite)
@@ -198,6 +199,8 @@ def embedding_backward(ctx: Context, g: Any, indices: Any, rows: Any, padding_id
         raise ctx.unsupported("an embedding with scale_grad_by_freq=True")
     axes = ctx.result_axes()
     known = known_index(ctx, indices)
+    if padding_idx >= 0:
+        fixed(ctx, indices)
     if padding_idx >= 0 and bool((known == padding_idx).any()):
         node = constant_index(ctx, known.masked_fill(known == padding_idx, -1))
     else:
