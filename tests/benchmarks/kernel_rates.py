@@ -25,7 +25,7 @@ def scaled(weight: Tensor, x: Tensor) -> Tensor:
 class Recurrent(nn.Module):
     """One of torch's recurrent layers over two steps, with weights of variance one over their fan-in."""
 
-    def __init__(self, n: int, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, n: int, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.layer = kind(3, n, batch_first=True)
         for p in self.layer.parameters():
