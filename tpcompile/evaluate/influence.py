@@ -39,7 +39,7 @@ from tpcompile.evaluate.frames import Frame, Layout, Span
 from tpcompile.evaluate.plan import Plan
 from tpcompile.evaluate.points import Source
 from tpcompile.ir import Contract, Data, Init, Map, MatMul, MergeWidth, Node, Outer, SplitWidth, Width, width_positions
-from tpcompile.laws import Law, Orthogonal, mean_and_std
+from tpcompile.laws import Law, Orthogonal, ParameterLaw, Pieces, mean_and_std
 
 DEPENDENT = 1e-9  # what is left of a row, relative to it, that is spanned by those before
 JITTER = 1e-3  # of the weights: what vanishes at equal weights alone, with a direction of its own, is then seen
@@ -116,7 +116,7 @@ def _independent(rows: Tensor, rest: Tensor, weights: Tensor) -> list[bool]:
 class Functional:
     """The outputs of a program lowered at ``width``, as a function of the weights of its particles."""
 
-    def __init__(self, plan: Plan, laws: Mapping[str, Law], width: int, particles: int, seed: int) -> None:
+    def __init__(self, plan: Plan, laws: Mapping[str, ParameterLaw], width: int, particles: int, seed: int) -> None:
         self.plan, self.laws, self.width, self.particles = plan, laws, width, particles
         self.dtype = torch.float64
         generator = torch.Generator().manual_seed(seed)
@@ -237,9 +237,10 @@ class Functional:
     def _law(self, node: Node) -> tuple[Law, float]:
         """The law of an initial value, and its power of n as a number."""
         assert isinstance(node.op, Init)
-        law = self.laws[node.op.name]
-        if isinstance(law, Orthogonal):
-            raise self._unsupported(f"the orthogonal parameter '{node.op.name}'", node)
+        law = self.laws.get(node.op.name)
+        if law is None or isinstance(law, Orthogonal | Pieces):
+            kind = "orthogonal parameter" if isinstance(law, Orthogonal) else "parameter of several laws"
+            raise self._unsupported(f"the {kind} '{node.op.name}'", node)
         return replace(law, width_exponent=type(law.width_exponent)(0)), self.width ** float(law.width_exponent)
 
     def _initial(self, node: Node) -> Tensor:
