@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -375,3 +377,22 @@ def test_buffers_that_nothing_reads_need_no_law():
 
     captured = capture(Idle, torch.ones(2, 3), growing=True)
     assert not any(node.kind == "buffer" for node in captured.nodes)
+
+
+def test_compiled_modules_are_traced_as_they_were_written():
+    def make(n: int, wrap=lambda module: module) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, n), wrap(nn.Tanh()), nn.Linear(n, 1))
+
+    plain = capture(make, torch.ones(2, 3), growing=True)
+    compiled = capture(lambda n: make(n, torch.compile), torch.ones(2, 3), growing=True)
+    assert [node.target for node in plain.nodes] == [node.target for node in compiled.nodes]
+
+
+def test_a_capture_does_not_import_the_compiler_of_torch():
+    code = (
+        "import sys, torch, tpcompile as tp\n"
+        "tp.kernel(lambda n: torch.nn.Linear(3, n), torch.zeros(3))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

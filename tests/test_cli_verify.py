@@ -47,6 +47,13 @@ def test_a_good_verdict_exits_with_zero(file, capsys, tmp_path):
     assert "kernel regime" in page.read_text()
 
 
+def test_advice_can_be_left_out(file, capsys):
+    assert main(["verify", f"{file}:wild", "--no-advice", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["advice"] == []
+    assert main(["verify", f"{file}:wild", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["advice"]
+
+
 def test_a_bad_verdict_exits_with_one(file, capsys):
     assert main(["verify", f"{file}:wild", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)

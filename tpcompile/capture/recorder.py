@@ -84,6 +84,11 @@ def affine(draw: Tensor, scale: float, shift: float) -> Cells:
 class Recorder(TorchDispatchMode):
     """Watches all tensor operations and keeps the :class:`Ledger` and the cells of every storage."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: to wrap the method below for torch.compile would import the compiler, which takes a second or two."""
+        return False
+
     def __init__(self, rules: Mapping[Any, Rule]) -> None:
         super().__init__()
         self.ledger = Ledger()

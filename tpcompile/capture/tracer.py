@@ -92,6 +92,11 @@ class Tracer(TorchDispatchMode):
     depends on no placeholder), and then ``value``; ``magnitude`` of what a number may be added to in an update.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: to wrap the method below for torch.compile would import the compiler, which takes a second or two."""
+        return False
+
     def __init__(self, position: Position) -> None:
         super().__init__()
         self.graph = fx.Graph()

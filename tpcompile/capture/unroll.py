@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -143,6 +144,8 @@ class _Run:
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="TF32 acceleration")
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            if "torch._dynamo" in sys.modules:  # what the user has compiled is traced as it was written
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self.model.hooked())
             stack.enter_context(ReadGuard(self.tracer))
             stack.enter_context(self.tracer)

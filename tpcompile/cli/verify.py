@@ -35,6 +35,9 @@ def verify_command(
     empirical: Annotated[
         bool, typer.Option("--empirical", help="Train at real widths too, and print the slopes beside the exponents.")
     ] = False,
+    advice: Annotated[
+        bool, typer.Option(help="Derive what maximal updates would need, and verify it (several traces more).")
+    ] = True,
     plot: Annotated[Path | None, typer.Option(help="Draw the empirical check (.png, .svg, .pdf).")] = None,
     train_widths: Annotated[str, typer.Option(help="Widths of the empirical check.")] = "64,128,256,512,1024",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the empirical check at each width.")] = 3,
@@ -55,7 +58,7 @@ def verify_command(
     sizes = integers(train_widths, "--train-widths")
     with training_run(target, steps, loss, lr, inputs, widths) as (make, found):
         arguments = verified(found, steps)
-        report = tpcompile.verify(make, **arguments)
+        report = tpcompile.verify(make, **arguments, advice=advice)
         check = None
         if empirical or plot is not None:
             trained = {name: value for name, value in arguments.items() if name != "widths"}
