@@ -66,8 +66,9 @@ def _distributed(nodes: Nodes, parity: Parity, node: Node, parts: Sequence[_Part
     noisy: list[Node] = []
     if isinstance(node.op, Sum):
         for c, p in zip(node.op.coefficients, parts, strict=True):
-            quiet += [x for x in [p.quiet and nodes.scale(c, p.quiet)] if x is not None]
-            noisy += [x for x in (nodes.scale(c, y) for y in p.noisy) if x is not None]
+            scaled = lambda x, c=c: nodes.sum([(c, x)], node.dims)  # summands broadcast
+            quiet += [x for x in [p.quiet and scaled(p.quiet)] if x is not None]
+            noisy += [x for x in map(scaled, p.noisy) if x is not None]
     else:
         for choice in product(*([(p.quiet, False), *((x, True) for x in p.noisy)] for p in parts)):
             factors = [x for x, _ in choice if x is not None]
