@@ -94,6 +94,7 @@ for (kind, width), loss in losses.items():
 for kind, axis in axes.items():
     axis.set(xlabel=f"learning rate (at width {BASE})", ylim=(0, 0.7))
     axis.set_title({standard: "standard", maximal: "maximal update"}[kind], fontsize=9)
+    axis.xaxis.set_minor_formatter("")
     axis.legend(frameon=False, fontsize=8)
 axes[standard].set(ylabel=f"loss after {STEPS} steps")
 figure.savefig("transfer.png", dpi=90)  # Loss against the learning rate at three widths, in two parametrizations
