@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import mup
+import mup  # pyright: ignore[reportMissingImports]
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

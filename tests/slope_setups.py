@@ -284,7 +284,7 @@ BROKEN: dict[str, Callable[[], Setup]] = {
 
 def package_setups() -> tuple[dict[str, Callable[[], Setup]], dict[str, Callable[[], Setup]]]:
     """The examples of the package mup, as it makes them, and misused; needs the package."""
-    import mup
+    import mup  # pyright: ignore[reportMissingImports]
     from mup_package import Perceptron, ResNet, Transformer, shaped
 
     tied = functools.partial(Transformer, tied=True)

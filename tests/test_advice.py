@@ -287,6 +287,7 @@ def test_attention_with_its_default_scale(scale):
         assert "aligned" not in said(report)
     else:
         assert report.verdict == "unstable"
+        assert report.first_problem is not None
         assert "a product of two activations in" in report.first_problem
         assert report.first_problem.endswith("grows like n^1/2 at step 1")
         assert "is n^0 at initialisation and n^1/2 at step 1, when training has aligned them" in said(report)

@@ -251,6 +251,8 @@ def test_outputs_alone_are_the_same_numbers():
     compiled = tp.compile(mlp("tanh", 2, lr=0.3), X, Y, F.mse_loss, steps=3)
     full, bare = (compiled.evaluate(particles=512, replicas=2, kernels=k) for k in (True, False))
     assert torch.equal(full.outputs, bare.outputs)
+    assert full.loss is not None
+    assert bare.loss is not None
     assert torch.equal(full.loss, bare.loss)
     assert bare.activations == ()
     with pytest.raises(UsageError, match="unknown activation"):
