@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from tpcompile.capture.align import Aligned, align, prune, simplify
 from tpcompile.capture.arguments import check_arguments
 from tpcompile.capture.constants import fold_constants, graph_module, value_or_law
-from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size, references
+from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size
 from tpcompile.capture.initialisation import parameter_laws
 from tpcompile.capture.optimizers import shared_rates
 from tpcompile.capture.powers import power_of
@@ -64,7 +63,7 @@ def capture(
         kept, activations = _select_activations(folded.aligned, traces[0], growing or exponents, exponents)
         final = prune(simplify(kept))
         rates = _learning_rates(probes, traces)
-        final, data, laws = _leaf_values(final, probes, arguments.init, rates)
+        data, laws = _leaf_values(final, probes, arguments.init, rates)
         used = set(final.nodes)
         data |= {name: value for name, value in folded.data.items() if name in used}
         laws |= {name: law for name, law in folded.laws.items() if name in used}
@@ -77,18 +76,12 @@ def capture(
             settings=_settings(probes),
             activations=activations,
             steps=arguments.steps,
-            graph_module=graph_module(_without_idle(prune(simplify(kept, keep_layout=True)), final), folded.data),
+            graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
             widths=arguments.widths,
             output_shape=traces[0].output_shape,
             magnitudes=_magnitudes(final),
             notes=shared_rates(probes[0].updates.optimizer),
         )
-
-
-def _without_idle(aligned: Aligned, final: Aligned) -> Aligned:
-    """The graph without the buffers that the final one has dropped."""
-    nodes = {name: n for name, n in aligned.nodes.items() if n.kind != "buffer" or name in final.nodes}
-    return replace(aligned, nodes=nodes)
 
 
 def _magnitudes(aligned: Aligned) -> dict[str, float]:
@@ -151,28 +144,26 @@ def _show_shape(shape: tuple[Size, ...]) -> str:
 
 def _leaf_values(
     aligned: Aligned, probes: Sequence[Probe], overrides: dict[str, Law], rates: dict[str, Scaled]
-) -> tuple[Aligned, dict[str, torch.Tensor], dict[str, ParameterLaw]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, ParameterLaw]]:
     """Laws of parameters, directions and buffers; a fixed buffer that is the same at every width becomes a constant."""
     recordings = {p.width: p.recording for p in probes}
     widths = tuple(recordings)
     leaves = {node.target: name for name, node in aligned.nodes.items() if node.kind in ("parameter", "buffer")}
     directions = {node.target: name for name, node in aligned.nodes.items() if node.kind == "direction"}
-    unknown = sorted(set(overrides) - set(leaves))
+    buffers = [dict(p.module.named_buffers()) for p in probes]
+    unknown = sorted(set(overrides) - set(leaves) - set(buffers[0]))
     if unknown:
         raise UsageError(
             f"'{unknown[0]}' is not a parameter of the model",
             where="init",
             advice=f"parameters: {', '.join(leaves)}",
         )
-    buffers = [dict(p.module.named_buffers()) for p in probes]
-    used = {ref.name for ref in aligned.outputs.values()}
-    used = used.union(*(references((*n.args, *(v for _, v in n.kwargs))) for n in aligned.nodes.values()))
-    idle = {name for name in map(leaves.__getitem__, buffers[0]) if name not in used}  # of whatever law
-    nodes, data, laws = {name: n for name, n in aligned.nodes.items() if name not in idle}, {}, {}
+    data: dict[str, torch.Tensor] = {}
+    laws: dict[str, ParameterLaw] = {}
     random_buffers: list[str] = []
     for target in buffers[0]:
-        if leaves[target] in idle:
-            continue
+        if target not in leaves:
+            continue  # nothing reads it, so that its law does not matter
         if target in overrides:
             random_buffers.append(target)
             continue
@@ -191,13 +182,13 @@ def _leaf_values(
         }
         for p, b in zip(probes, buffers, strict=True)
     }
-    given = {name: law for name, law in overrides.items() if leaves[name] not in idle}
+    given = {name: law for name, law in overrides.items() if name in leaves}
     for target, law in parameter_laws(recordings, tensors, given).items():
         laws[leaves[target]] = law
     for target, name in directions.items():  # of variance the learning rate: their covariance is the tangent kernel
         rate = rates[target]
         laws[name] = Normal(math.sqrt(rate.coefficient), width_exponent=rate.exponent / 2)
-    return Aligned(nodes, aligned.outputs, aligned.rows), data, laws
+    return data, laws
 
 
 def _fixed(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpcompile.capture.graph import Complement, GraphNode, Origin, Ref, Size, references
+from tpcompile.capture.graph import Complement, GraphNode, Origin, Ref, Size
 from tpcompile.capture.powers import power_of, size_of
 from tpcompile.capture.unroll import ProbeTrace
 from tpcompile.errors import FactoryError
@@ -145,13 +145,13 @@ def _unchanged(node: GraphNode, source: GraphNode, nodes: dict[str, GraphNode]) 
 
 
 def prune(aligned: Aligned) -> Aligned:
-    """Drop the nodes that no output depends on; inputs of the graph stay."""
+    """Drop the nodes that no output depends on; inputs of the graph stay, but for buffers."""
     live = {ref.name for ref in aligned.outputs.values()}
     kept = []
     for name, node in reversed(aligned.nodes.items()):
-        if name in live or node.kind in ("parameter", "direction", "buffer", "data"):
+        if name in live or node.kind in ("parameter", "direction", "data"):
             kept.append((name, node))
-            live.update({*references(node.args), *references(node.kwargs)})
+            live.update(node.operands)
     return Aligned(dict(reversed(kept)), aligned.outputs, aligned.rows)
 
 

@@ -37,14 +37,8 @@ def max_pool_backward(ctx: Context, g: Any, x: Any, kernel: Any, stride: Any, pa
     index = _index(ctx, x, rank, kernel, stride, padding, dilation, ceil_mode)
     _, challenges = _tournament(ctx, x, index, rank)
     start = len(x.axes) - rank
-    parts: list[Any] = []
-    left: Any = g  # what no later offset has won
-    for won in reversed(challenges):
-        parts.append(ctx.times(left, won))
-        left = ctx.add(left, ctx.negate(parts[-1]))
-    parts.append(left)
     total: Any = ctx.algebra.zeros(x.axes)
-    for part, places in zip(reversed(parts), index, strict=True):
+    for part, places in zip(_awarded(ctx, g, challenges), index, strict=True):
         total = ctx.add(total, put(ctx, part, start, constant_index(ctx, places), x.axes[start:]))
     return total
 
@@ -115,29 +109,33 @@ def _over(ctx: Context, x: Any, dim: int) -> tuple[Any, list[Any]]:
     if is_width(x.axes[dim]):
         raise ctx.unsupported("a maximum along an axis that grows with the width")
     entries = [ctx.part(x, dim, t, t + 1) for t in range(length(x.axes[dim]))]
-    best, challenges = entries[0], []
-    for entry in entries[1:]:
-        ahead = ctx.add(entry, ctx.negate(best))
-        challenges.append(ctx.apply("heaviside", ahead))
-        best = ctx.add(best, ctx.apply("relu", ahead))
-    flags: list[Any] = []
-    left: Any = ctx.expand(ctx.number(1), best.axes)
-    for won in reversed(challenges):
-        flags.append(ctx.times(left, won))
-        left = ctx.add(left, ctx.negate(flags[-1]))
-    return best, [left, *reversed(flags)]
+    best, challenges = _contest(ctx, entries)
+    return best, _awarded(ctx, ctx.expand(ctx.number(1), best.axes), challenges)
 
 
 def _tournament(ctx: Context, x: Value, index: Tensor, rank: int) -> tuple[Any, list[Any]]:
     """The maximum over the first axis of the index, and for each later offset whether it beats all before it."""
     start = len(x.axes) - rank
-    best: Any = take(ctx, x, start, len(x.axes), constant_index(ctx, index[0]))
-    challenges = []
-    for places in index[1:]:
-        ahead = ctx.add(take(ctx, x, start, len(x.axes), constant_index(ctx, places)), ctx.negate(best))
+    return _contest(ctx, [take(ctx, x, start, len(x.axes), constant_index(ctx, places)) for places in index])
+
+
+def _contest(ctx: Context, entries: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """The maximum of entries, and for each but the first whether it beats all before it."""
+    best, challenges = entries[0], []
+    for entry in entries[1:]:
+        ahead = ctx.add(entry, ctx.negate(best))
         challenges.append(ctx.apply("heaviside", ahead))
         best = ctx.add(best, ctx.apply("relu", ahead))
     return best, challenges
+
+
+def _awarded(ctx: Context, prize: Any, challenges: Sequence[Any]) -> list[Any]:
+    """For each entry the prize where it has won, that is where no later challenge has."""
+    parts: list[Any] = []
+    for won in reversed(challenges):
+        parts.append(ctx.times(prize, won))
+        prize = ctx.add(prize, ctx.negate(parts[-1]))
+    return [prize, *reversed(parts)]
 
 
 def _index(ctx: Context, x: Value, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
