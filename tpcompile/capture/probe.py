@@ -36,23 +36,49 @@ class Probe:
 
 @contextmanager
 def preserved_state() -> Iterator[None]:
-    """Leave the caller's random states, default dtype and gradient mode as they were."""
+    """Leave the caller's random states, default dtype, gradient mode and threads as they were.
+
+    Inside, operations run on one thread each: on the small tensors of a probe, sharing work costs several times more.
+    """
     numpy = sys.modules.get("numpy")
     states = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), _without_compiler():
             yield
     finally:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         if numpy:
             numpy.random.set_state(states[2])
+        torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Optimizers keep methods out of torch.compile, for which their first call imports it, most of a second.
+
+    Here nothing is compiled: what ``torch._disable_dynamo`` would cache on a method is the method itself.
+    """
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    wrapped = [getattr(method, "__wrapped__", None) for method in vars(torch.optim.Optimizer).values()]
+    plain: list[Any] = [method for method in wrapped if method is not None]
+    for method in plain:
+        method.__dynamo_disable = method
+    try:
+        yield
+    finally:
+        for method in plain:
+            del method.__dynamo_disable
 
 
 def build(arguments: Arguments, width: int) -> Probe:

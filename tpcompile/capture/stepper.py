@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class Stepper:
             )  # fmt: skip
         for group in optimizer.param_groups:
             group.update({key: value for key, value in _PLAIN.items() if key in group})
+        scheduled = "step" in vars(optimizer)  # by a wrapper that counts the calls
+        self._call = _bare_step(optimizer) if self._alone and not scheduled else optimizer.step
 
     def step(self, parameters: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters after one step; those without a gradient stay as they are."""
@@ -57,13 +60,24 @@ class Stepper:
                 moved[name].grad = self._originals[name].grad = grads[name]
             try:
                 with traced_numbers(self._tracer):
-                    optimizer.step()
+                    self._call()
             except Exception as error:
                 reraise(error, self._position, f"the step of {type(optimizer).__name__} cannot be traced")
             for name in names:
                 moved[name].grad = self._originals[name].grad = None
         self._state = {name: optimizer.state[p] for name, p in moved.items() if p in optimizer.state}
         return {name: moved[name] for name in grads}
+
+
+def _bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """A step of torch's own without its wrappers: they import torch.compile to keep it out, most of a second."""
+    step = inspect.unwrap(type(optimizer).step)
+
+    def call() -> None:
+        with torch.no_grad():
+            step(optimizer)
+
+    return call
 
 
 def _started(state: Mapping[str, Any], p: Tensor) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.polynomial.legendre import leggauss
-from scipy.optimize import brentq
 
 from tpcompile import nonlin
 from tpcompile.errors import EvaluationError
@@ -70,6 +69,8 @@ class Function:
         own = nonlin.lookup(self.fn).kinks(**self.values)
         if own and [p[1:] for p in self.parts] == [(1, ())]:
             return found | {k / float(self.parts[0][0]) for k in own}
+        from scipy.optimize import brentq
+
         v = np.linspace(-reach, reach, 4001)
         for k in own:
             w = self.inner(v) - k
