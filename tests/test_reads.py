@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import kernel_specs
+import pytest
 import torch
 
+import tpcompile as tp
 from tpcompile.evaluate.gaussian.factored import Factoring
+from tpcompile.evaluate.gaussian.order import order
 from tpcompile.evaluate.gaussian.reads import ReadArray, evaluate_read
-from tpcompile.evaluate.gaussian.terms import Array, GatherArray, ReshapeArray, SumArray, Term
+from tpcompile.evaluate.gaussian.terms import Array, DualArray, GatherArray, ReshapeArray, SumArray, Term
 
 
 def windows(padding: list[int], size: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,3 +59,18 @@ def test_a_sum_over_merged_axes_is_a_sum() -> None:
     assert len(found.groups) == 1
     value = torch.arange(6.0).reshape(1, 1, 2, 3)
     torch.testing.assert_close(evaluate_read(found, value), torch.full((1, 1), 15.0))
+
+
+@pytest.mark.parametrize("end", ["flatten", "mean"])
+def test_tangent_kernels_need_no_larger_arrays(end: str) -> None:
+    """A sum of two moved arrays is moved once: windows are never laid out, nor is a depth paid for twice."""
+    spec = kernel_specs.convolutional(2, 1, "SAME", end, 3)
+    kernel = tp.kernel(kernel_specs.make(spec, (6, 6, 2)), torch.zeros(6, 6, 2))
+    found = {}
+    for get in ("nngp", "ntk"):
+        root = kernel.pairs(get).cross
+        assert root is not None
+        found[get] = [x for x in order([root]).reads if isinstance(x, SumArray | DualArray | ReadArray)]
+    assert max(math.prod(x.sizes) for x in found["ntk"]) == max(math.prod(x.sizes) for x in found["nngp"])
+    boxes = {get: sum(isinstance(x, ReadArray) and x.summed for x in arrays) for get, arrays in found.items()}
+    assert boxes["ntk"] <= 2 * boxes["nngp"]

@@ -135,7 +135,7 @@ class Factoring:
         self, terms: Sequence[Term], out: tuple[Label, ...], lengths: Mapping[Label, int], sizes: tuple[int, ...] | None
     ) -> Array:
         """A sum of products without sums inside, with common factors taken out."""
-        terms = _collected(terms)
+        terms = self._moved_together(_collected(terms), out, lengths)
         counts: dict[Use, int] = {}
         for term in terms:
             for use in dict.fromkeys(x for x in term.uses if not isinstance(x[0], VarianceArray)):
@@ -149,6 +149,35 @@ class Factoring:
         own = tuple(x for x in out if x in have)
         inner = self._sum(inside, own, lengths, None)
         return self._sum([*outside, Term(1.0, (shared, (inner, own)))], out, lengths, sizes)
+
+    def _moved_together(
+        self, terms: Sequence[Term], out: tuple[Label, ...], lengths: Mapping[Label, int]
+    ) -> Sequence[Term]:
+        """Arrays that are moved alike added first and moved once: what moves the sum in turn then sees the move."""
+        alike: dict[tuple[tuple[Label, ...], object], list[tuple[Term, reads.ReadArray]]] = {}
+        kept: list[Term] = []
+        for term in terms:
+            moved = [(a, labels) for a, labels in term.uses if labels]
+            read, labels = moved[0] if len(moved) == 1 else (None, ())
+            if isinstance(read, reads.ReadArray) and not read.summed:
+                places = tuple((_hashable(i), k) for i, k in read.places)
+                key = (read.sizes, read.source.sizes, places)
+                alike.setdefault((labels, key), []).append((term, read))
+            else:
+                kept.append(term)
+        for (labels, key), found in alike.items():
+            if len(found) < 2:
+                kept += [term for term, _ in found]
+                continue
+            sizes = found[0][1].source.sizes
+            names = tuple(range(-len(sizes), 0))  # of the source's axes
+            inner = [
+                Term(t.coefficient, (*(u for u in t.uses if not u[1]), (read.source, names))) for t, read in found
+            ]
+            source = self._sum(inner, names, dict(zip(names, sizes, strict=True)), sizes)
+            read = self.known.setdefault(("move", source, key), replace(found[0][1], source=source))
+            kept.append(Term(1.0, ((read, labels),)))
+        return kept
 
     def _array(
         self,
