@@ -75,7 +75,7 @@ def symbolic(compiled: Compiled, symbols: Sequence[str] = SYMBOLS, output_init: 
         raise EvaluationError(f"{against} is not polynomial: there is no formula")
     terms = _Terms(compiled, programs[0], chosen)
     constants = _constants(programs, terms.number, terms.generators.get("eta"))
-    found = evaluate_formally(programs[0], data=terms.data, constants=constants, number=terms.number, zero=zero)
+    found = evaluate_formally(programs[0], data=terms.data, constants=constants, number=terms.number, zero=zero).values
     return _result(compiled, terms, found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tpcompile.errors import UsageError
@@ -11,14 +12,20 @@ from tpcompile.ir import Node, Program
 
 EVALUATORS = ("auto", "exact", "particles")
 
+_SAMPLED = "an ensemble of draws of the random outputs is asked for"
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The evaluator and why; ``degrees`` are what the exact one needs, None for the particles."""
+    """The evaluator and why; ``degrees`` are what the exact one needs, None for the particles.
+
+    ``formal`` says that it is the one over polynomials, not the one of linear algebra.
+    """
 
     evaluator: str
     why: str
     degrees: Degrees | None = None
+    formal: bool = False
 
 
 def choose(
@@ -35,30 +42,37 @@ def choose(
     if asked == "particles":
         return Choice("particles", "asked for")
     found = degrees(program, zero)
-    linear = found.linear is None
-    against = _against_linear(program, found, covariances, sampled) if linear else _against_polynomial(program, found)
-    if against is None and not linear:
-        size = pairs(program, found)
-        if size > (LARGEST if asked == "exact" else SMALL):
-            against = f"its polynomials have up to {size:.0e} pairs of monomials"
+    against = f"{found.linear} is not linear" if found.linear else _against_linear(program, found, covariances, sampled)
     if against is None:
-        kind = "linear" if linear else "a polynomial"
-        return Choice("exact", f"every vector is {kind} in its Gaussian generators: no sampling", found)
+        return Choice("exact", "every vector is linear in its Gaussian generators: no sampling", found)
+    beyond = _against_polynomial(program, found, zero, sampled)
+    if beyond is None:
+        size = pairs(program, found)
+        if size <= (LARGEST if asked == "exact" else SMALL):
+            why = "every vector is a polynomial in its Gaussian generators: no sampling"
+            return Choice("exact", why, found, formal=True)
+        beyond = f"its polynomials have up to {size:.0e} pairs of monomials"
+    reason = beyond if found.linear or against == beyond else f"{against}, and {beyond}"
     if asked == "exact":
-        raise UsageError(f"evaluator 'exact' does not apply: {against}", advice="use 'auto' or 'particles'")
-    return Choice("particles", f"exact evaluation does not apply: {against}")
+        raise UsageError(f"evaluator 'exact' does not apply: {reason}", advice="use 'auto' or 'particles'")
+    return Choice("particles", f"exact evaluation does not apply: {reason}")
 
 
-def _against_polynomial(program: Program, found: Degrees) -> str | None:
+def _against_polynomial(program: Program, found: Degrees, zero: frozenset[Node], sampled: bool) -> str | None:
     if found.polynomial is not None:
         return f"{found.polynomial} is not polynomial"
-    if any(found.scalars.values()):
-        return f"{found.linear} is not linear, and outputs at initialisation are random"
-    return None
+    if not any(found.scalars.values()):
+        return None
+    if sampled:
+        return _SAMPLED
+    if zero:
+        return f"{found.linear} is not linear, and of its random numbers only some are taken to be zero"
+    names = [n for n, out in program.outputs.items() if out.limit is not None and math.isinf(found.scalars[out.limit])]
+    return f"'{names[0]}' is not a polynomial in the random outputs at initialisation" if names else None
 
 
 def _against_linear(program: Program, found: Degrees, covariances: tuple[str, ...], sampled: bool) -> str | None:
     if sampled and any(found.scalars[out.limit] for out in program.outputs.values() if out.limit is not None):
-        return "an ensemble of draws of the random outputs is asked for"
+        return _SAMPLED
     name = beyond_moments(program, found, covariances)
     return None if name is None else f"'{name}' is not linear in the random outputs at initialisation"

@@ -52,21 +52,9 @@ class _Joint:
         for a, x, d in zip(self.nodes, self.summands, self.domains, strict=True):
             row = []
             for b, y, e in zip(self.nodes, self.summands, self.domains, strict=True):
-                together = d.group == e.group
-                if together and (d.mixed or e.mixed):
-                    raise EvaluationError(
-                        "a Gaussian sum over a width axis whose blocks are taken in two different orders",
-                        where=f"{a.op.mnemonic} {a.dims}",
-                        advice="split and merge the axis in one order (all neighbours, or all interleaved)",
-                    )
-                if not settled(a, b, together, parity):
-                    raise EvaluationError(
-                        "two Gaussian sums meet the same matrix from both sides: their covariance is not settled",
-                        where=f"{a.op.mnemonic} {a.dims} and {b.op.mnemonic} {b.dims}",
-                        advice="condition on a zero output with output_init='zero' if they enter the output only",
-                    )
+                check_settled(a, b, d, e, parity)
                 apart = x.new_zeros((x.shape[0], y.shape[0]))
-                row.append(self.run.covariance(x, y, d) if together else apart)
+                row.append(self.run.covariance(x, y, d) if d.group == e.group else apart)
             rows.append(torch.cat(row, 1))
         return torch.cat(rows)
 
@@ -88,7 +76,9 @@ def members(
     plan = run.plan
     order = list(enumerate(plan.program.nodes))
     needed_later = {x for _, node in order if node in plan.random for x in node.operands if x not in plan.random}
-    _check_centred([g for g in plan.scalars if isinstance(g.op, Gaussian) and g not in zero])
+    for g in plan.scalars:
+        if isinstance(g.op, Gaussian) and g not in zero:
+            check_centred(g)
     if not plan.scalars:
         run.execute(order, lambda node, i: False, progress)
         yield limits(plan, run.values, run.dtype)
@@ -131,15 +121,32 @@ def members(
         yield limits(plan, run.values, run.dtype)
 
 
-def _check_centred(scalars: list[Node]) -> None:
-    for g in scalars:
-        if not centred(g):
-            raise EvaluationError(
-                "a sum over the width vanishes only because an inner product in an earlier layer does: the "
-                "fluctuation of that inner product is as large as the sum, and has no law here",
-                where=f"{g.op.mnemonic} {g.dims}",
-                advice="use different matrices for the two factors of the sum, or a scale of 1/n in place of 1/sqrt(n)",
-            )
+def check_centred(g: Node) -> None:
+    """EvaluationError if the summand of a Gaussian sum has mean zero for a reason that fluctuates as much."""
+    if not centred(g):
+        raise EvaluationError(
+            "a sum over the width vanishes only because an inner product in an earlier layer does: the "
+            "fluctuation of that inner product is as large as the sum, and has no law here",
+            where=f"{g.op.mnemonic} {g.dims}",
+            advice="use different matrices for the two factors of the sum, or a scale of 1/n in place of 1/sqrt(n)",
+        )
+
+
+def check_settled(a: Node, b: Node, first: Domain, second: Domain, parity: Parity) -> None:
+    """EvaluationError unless the covariance of Gaussian sums over two axes is ``E[psi psi']``, zero for two groups."""
+    together = first.group == second.group
+    if together and (first.mixed or second.mixed):
+        raise EvaluationError(
+            "a Gaussian sum over a width axis whose blocks are taken in two different orders",
+            where=f"{a.op.mnemonic} {a.dims}",
+            advice="split and merge the axis in one order (all neighbours, or all interleaved)",
+        )
+    if not settled(a, b, together, parity):
+        raise EvaluationError(
+            "two Gaussian sums meet the same matrix from both sides: their covariance is not settled",
+            where=f"{a.op.mnemonic} {a.dims} and {b.op.mnemonic} {b.dims}",
+            advice="condition on a zero output with output_init='zero' if they enter the output only",
+        )
 
 
 def zeroed(run_plan_outputs: list[Node]) -> frozenset[Node]:

@@ -71,11 +71,8 @@ def estimate(
     choice = choose(program, settings.evaluator, covariances, zero, sampled=settings.ensemble is not None)
     if choice.degrees is None:
         return _particles(program, settings, covariances, tick, zero, choice.why)
-    if choice.degrees.linear is not None:
-        found = {
-            n: as_tensor(x) for n, x in evaluate_formally(program, number=float, zero=zero, dot=settings.dot).items()
-        }
-        return Estimate(found, {n: torch.zeros_like(x) for n, x in found.items()}, {}, {}, "exact", choice.why)
+    if choice.formal:
+        return _polynomial(program, settings, covariances, zero, choice.why)
     plan = Plan.of(program)
     total = len(program.nodes)
     progress = (lambda i: None) if tick is None else (lambda i: tick(i, total))
@@ -83,6 +80,17 @@ def estimate(
     mean, second = _ensemble(run, Parity(), settings, covariances, zero, True, progress, most=math.inf)
     zeros, exact = ({name: torch.zeros_like(x) for name, x in found.items()} for found in (mean, second))
     return Estimate(mean, zeros, second, exact, "exact", choice.why)
+
+
+def _polynomial(
+    program: Program, settings: Settings, covariances: tuple[str, ...], zero: frozenset[Node], why: str
+) -> Estimate:
+    """Evaluate all outputs over polynomials; means and covariances over the random scalars are exact, too."""
+    found = evaluate_formally(program, number=float, zero=zero, dot=settings.dot)
+    mean = {name: as_tensor(found.mean(name)) for name in found.values}
+    second = {name: as_tensor(found.covariance(name)) for name in covariances} if found.wick.scalars else {}
+    zeros, exact = ({name: torch.zeros_like(x) for name, x in values.items()} for values in (mean, second))
+    return Estimate(mean, zeros, second, exact, "exact", why)
 
 
 def zero_scalars(program: Program, settings: Settings) -> frozenset[Node]:

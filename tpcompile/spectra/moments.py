@@ -87,7 +87,8 @@ def moments(
 def operator_moments(operator: Operator, order: int) -> Moments:
     """The moments of an operator that is known to be linear."""
     program = operator.trace(order)
-    both = [evaluate_formally(program, variances=operator.variances, dot=dot)[OUTPUT][0] for dot in (True, False)]
+    found = [evaluate_formally(program, variances=operator.variances, dot=dot) for dot in (True, False)]
+    both = [x.values[OUTPUT][0] for x in found]
     values = (Fraction(1), *both[0])
     dot = (Fraction(0), *(m - k for m, k in zip(*both, strict=True)))
     return Moments(tuple(map(_shown, values)), tuple(map(_shown, dot)))

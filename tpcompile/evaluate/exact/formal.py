@@ -1,15 +1,17 @@
 """Programs over polynomials in formal generators: exact rationals, roots, symbols, or floats (:mod:`.wick`).
 
-A value is an object array over its axes, a width axis of length 1: entries of scalars are numbers, those of vectors
-polynomials. Numbers are rational where the floats of the program stand for rationals (:mod:`.numbers`).
+A value is an object array over its axes, a width axis of length 1: entries of scalars are numbers, or polynomials in
+the random ones, those of vectors polynomials. Numbers are rational where the floats of the program stand for rationals
+(:mod:`.numbers`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import product
 from typing import Any
 
@@ -17,11 +19,14 @@ import numpy as np
 import torch
 
 from tpcompile import nonlin
+from tpcompile.analysis.parity import Parity
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.domains import Domain, Domains, find_domains
+from tpcompile.evaluate.ensemble import check_centred, check_settled
 from tpcompile.evaluate.exact.degrees import coefficients
 from tpcompile.evaluate.exact.numbers import Number, recognised
-from tpcompile.evaluate.exact.wick import Initial, Polynomial, Product, Wick, lifted
+from tpcompile.evaluate.exact.wick import GaussianSum, Initial, Polynomial, Product, Wick, lifted
 from tpcompile.ir import (
     Concat,
     Const,
@@ -51,6 +56,27 @@ from tpcompile.laws import Constant, Law, Normal, TruncatedNormal, Uniform
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True)
+class Formal:
+    """The limits of all outputs, as object arrays: numbers, or polynomials in the random scalars."""
+
+    values: Mapping[str, Array]
+    wick: Wick
+
+    def mean(self, name: str) -> Array:
+        """An output's expectation over the random scalars."""
+        return _each(self.wick.average, self.values[name])
+
+    def covariance(self, name: str) -> Array:
+        """The covariance over the random scalars of all entries of an output."""
+        entries = self.values[name].ravel()
+        mean = self.mean(name).ravel()
+        out = np.empty((len(entries), len(entries)), dtype=object)
+        for i, j in product(range(len(entries)), repeat=2):
+            out[i, j] = out[j, i] if j < i else self.wick.average(entries[i] * entries[j]) - mean[i] * mean[j]
+        return out
+
+
 def evaluate_formally(
     program: Program,
     *,
@@ -60,8 +86,8 @@ def evaluate_formally(
     number: Callable[[float | Fraction], Number] = recognised,
     zero: frozenset[Node] = frozenset(),
     dot: bool = True,
-) -> dict[str, Array]:
-    """The limits of all outputs, as object arrays.
+) -> Formal:
+    """The limits of all outputs.
 
     ``variances`` of initial values by name replace the squares of the floats in their laws, ``data`` the tensors of the
     program, ``constants`` its numbers (those of sums and constants, by node). ``number`` turns any other float or
@@ -82,7 +108,7 @@ def evaluate_formally(
         shape = tuple(1 if isinstance(d, Width) else d for d in output.shape)
         value = np.zeros(shape, dtype=object) if output.limit is None else run.values[output.limit]
         out[name] = value.reshape(shape)
-    return out
+    return Formal(out, run.wick)
 
 
 class _Run:
@@ -104,6 +130,8 @@ class _Run:
         self.zero = zero
         self.dot = dot
         self.wick = Wick()
+        self.parity = Parity()
+        self.sums: list[tuple[Node, Domain]] = []  # Gaussian sums so far
         self.products: dict[Any, list[tuple[int, Polynomial]]] = {}  # by side: generator of W y, and y
         self.values: dict[Node, Array] = {}
 
@@ -127,17 +155,17 @@ class _Run:
             case Mul():
                 return reduce(_multiply, x)
             case Gaussian():
-                if node in self.zero:
-                    return np.zeros(tuple(_size(d) for d in node.dims), dtype=object)
-                raise EvaluationError(
-                    "a random number (an output at initialisation) enters a program that is not linear",
-                    advice="output_init='zero' takes it to be zero",
-                )
+                return self._gaussian(node, op.spec, x)
             case Contract(spec=spec):
-                return self._contract(node, spec, x)
+                averaged = op.contracted_width(tuple(y.dims for y in node.operands)) is not None
+                return _einstein(spec, x, self._expected if averaged else _product)
             case Finite():
                 return self._finite(op, x)
         return _moved(op, x, node)
+
+    @cached_property
+    def domains(self) -> Domains:
+        return find_domains(self.program)
 
     # leaves --------------------------------------------------------------------------------
 
@@ -150,12 +178,13 @@ class _Run:
         return _array([exact(float(v)) for v in tensor.double().flatten()], tuple(tensor.shape))
 
     def _initial(self, node: Node, op: Init) -> Array:
-        if node.kind == "scalar":
-            raise EvaluationError(f"the random parameter '{op.name}' of finite size has no exact evaluation")
         shape = tuple(_size(d) for d in node.dims)
-        return _array([self._entry(op.name, op.law) for _ in range(math.prod(shape))], shape)
+        if node in self.zero:
+            return np.zeros(shape, dtype=object)
+        scalar = node.kind == "scalar"
+        return _array([self._entry(op.name, op.law, scalar) for _ in range(math.prod(shape))], shape)
 
-    def _entry(self, name: str, law: Law) -> Polynomial:
+    def _entry(self, name: str, law: Law, scalar: bool) -> Polynomial:
         from scipy import stats
 
         match law:
@@ -163,17 +192,17 @@ class _Run:
                 return lifted(self.number(value))
             case Normal(std=std, mean=mean):
                 variance = self.variances.get(name, self.number(std * std))
-                return self.wick.fresh(Initial(variance=variance)) + self.number(mean)
+                return self.wick.fresh(Initial(variance=variance), scalar) + self.number(mean)
             case Uniform(low=low, high=high):
                 a, b = self.number(low), self.number(high)
 
                 def uniform(k: int) -> Number:
                     return sum((a**i * b ** (k - i) for i in range(k + 1)), 0 * a) * self.number(Fraction(1, k + 1))
 
-                return self.wick.fresh(Initial(moment=uniform))
+                return self.wick.fresh(Initial(moment=uniform), scalar)
             case TruncatedNormal(std=std, low=low, high=high, mean=mean):
                 of = stats.truncnorm((low - mean) / std, (high - mean) / std, loc=mean, scale=std)
-                return self.wick.fresh(Initial(moment=lambda k: float(of.moment(k))))
+                return self.wick.fresh(Initial(moment=lambda k: float(of.moment(k))), scalar)
         raise EvaluationError(f"the entries of an initial vector of law {law} are not independent")
 
     # instructions --------------------------------------------------------------------------
@@ -199,7 +228,7 @@ class _Run:
                 for g, y in self.products.get(opposite, []):
                     if g in reached:
                         slope = self.wick.mean(self.wick.derivative(p, g))
-                        total = total + y * (slope * factor) if slope != 0 else total
+                        total = total + y * slope * factor if slope != 0 else total
             self.products.setdefault(key, []).append((generator, p))
             out[place] = total
         return out
@@ -215,24 +244,21 @@ class _Run:
             return self.wick.atom(op.fn, op.order, op.params, x)
         return float(nonlin.evaluate(op.fn, as_tensor(_array([x], ())), op.order, **dict(op.params)))
 
-    def _contract(self, node: Node, spec: str, x: Sequence[Array]) -> Array:
-        inputs, out = split_spec(spec)
-        sizes = {a: s for word, v in zip(inputs, x, strict=True) for a, s in zip(word, v.shape, strict=True)}
-        summed = [a for a in sizes if a not in out]
-        assert isinstance(node.op, Contract)
-        averaged = node.op.contracted_width(tuple(y.dims for y in node.operands)) is not None
-        result = np.empty(tuple(sizes[a] for a in out), dtype=object)
-        for place in np.ndindex(result.shape):
-            at = dict(zip(out, place, strict=True))
-            total: Any = 0
-            for inner in product(*(range(sizes[a]) for a in summed)):
-                at.update(zip(summed, inner, strict=True))
-                factors = [v[tuple(at[a] for a in word)] for word, v in zip(inputs, x, strict=True)]
-                total = total + (self._expected(factors) if averaged else math.prod(factors[1:], start=factors[0]))
-            result[place] = total
-        return result
+    def _gaussian(self, node: Node, spec: str, x: Sequence[Array]) -> Array:
+        """Sums over the width whose summands have mean zero, one generator each."""
+        summands = _einstein(spec, x, _product)
+        if node in self.zero:
+            return np.zeros(summands.shape, dtype=object)
+        domain = self.domains.of[next(y for y in node.operands if y.kind == "vector")]
+        check_centred(node)
+        for other, axis in self.sums:
+            check_settled(node, other, domain, axis, self.parity)
+        check_settled(node, node, domain, domain, self.parity)
+        self.sums.append((node, domain))
+        return _each(lambda psi: self.wick.fresh(GaussianSum(lifted(psi), domain.group), scalar=True), summands)
 
     def _expected(self, factors: Sequence[Polynomial | Number]) -> Number:
+        """The expectation of a product, given the random scalars."""
         number: Number = 1
         moving: list[Polynomial] = []
         for f in factors:
@@ -243,11 +269,11 @@ class _Run:
         if number == 0:
             return 0
         if len(moving) < 2:
-            return number * self.wick.mean(moving[0]) if moving else number
+            return self.wick.mean(moving[0]) * number if moving else number
         first = moving[0]
         for f in moving[1:-1]:
             first = first * f
-        return number * self.wick.inner(first, moving[-1])
+        return self.wick.inner(first, moving[-1]) * number
 
     def _finite(self, op: Finite, x: Sequence[Array]) -> Array:
         name = op.target.split(".")[1]
@@ -262,6 +288,26 @@ class _Run:
         except TypeError as error:
             raise EvaluationError(f"{op.target} is no polynomial of the symbols") from error
         return _array(value.double().flatten().tolist(), tuple(value.shape))
+
+
+def _einstein(spec: str, x: Sequence[Array], term: Callable[[Sequence[Any]], Any]) -> Array:
+    """An Einstein sum of arrays, ``term`` of the factors for their product."""
+    inputs, out = split_spec(spec)
+    sizes = {a: s for word, v in zip(inputs, x, strict=True) for a, s in zip(word, v.shape, strict=True)}
+    summed = [a for a in sizes if a not in out]
+    result = np.empty(tuple(sizes[a] for a in out), dtype=object)
+    for place in np.ndindex(result.shape):
+        at = dict(zip(out, place, strict=True))
+        total: Any = 0
+        for inner in product(*(range(sizes[a]) for a in summed)):
+            at.update(zip(summed, inner, strict=True))
+            total = total + term([v[tuple(at[a] for a in word)] for word, v in zip(inputs, x, strict=True)])
+        result[place] = total
+    return result
+
+
+def _product(factors: Sequence[Any]) -> Any:
+    return math.prod(factors[1:], start=factors[0])
 
 
 def _mse(run: _Run, x: Array, y: Array, reduction: int = 1) -> Array | None:

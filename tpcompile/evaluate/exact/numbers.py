@@ -37,6 +37,8 @@ class Surd:
     def __add__(self, other: Number) -> Number:
         if isinstance(other, float):
             return float(self) + other
+        if not isinstance(other, int | Fraction | Surd):
+            return NotImplemented
         total = dict(self.parts)
         for d, c in _parts(other):
             total[d] = total.get(d, Fraction(0)) + c
@@ -45,6 +47,8 @@ class Surd:
     def __mul__(self, other: Number) -> Number:
         if isinstance(other, float):
             return float(self) * other
+        if not isinstance(other, int | Fraction | Surd):
+            return NotImplemented
         total: dict[int, Fraction] = {}
         for d, c in self.parts:
             for e, b in _parts(other):

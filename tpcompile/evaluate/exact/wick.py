@@ -3,6 +3,9 @@
 A generator is an initial value, the Gaussian part ``Ẑ^{W x}`` of a product, or an atom: a function that is no
 polynomial, of one linear combination z of Gaussian generators. Generators are formal: two that are equal as random
 variables may both occur. Covariances follow from the Master Theorem, on demand.
+
+Random scalars (theory, section 5) are generators too. Expectations over coordinates are conditional on them, hence
+polynomials in them; :meth:`Wick.average` takes the expectation over them as well.
 """
 
 from __future__ import annotations
@@ -52,6 +55,15 @@ class Polynomial:
     __radd__ = __add__
     __rmul__ = __mul__
 
+    def __neg__(self) -> Polynomial:
+        return self * -1
+
+    def __sub__(self, other: Polynomial | Number) -> Polynomial:
+        return self + -other
+
+    def __rsub__(self, other: Polynomial | Number) -> Polynomial:
+        return -self + other
+
     def generators(self) -> set[int]:
         """Those that occur."""
         return {g for m in self.terms for g in m}
@@ -65,6 +77,11 @@ def merged(a: Monomial, b: Monomial) -> Monomial:
 def lifted(x: Polynomial | Number) -> Polynomial:
     """A number as a constant polynomial."""
     return x if isinstance(x, Polynomial) else Polynomial({(): x} if x != 0 else {})
+
+
+def plain(x: Polynomial | Number) -> Polynomial | Number:
+    """A polynomial without generators as a number."""
+    return x if not isinstance(x, Polynomial) or any(x.terms) else x.terms.get((), 0)
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,14 @@ class Product:
 
 
 @dataclass(frozen=True)
+class GaussianSum:
+    """``n^(-1/2)`` times a sum of ``summand`` over the coordinates of ``axis``: one Gaussian number."""
+
+    summand: Polynomial
+    axis: Any
+
+
+@dataclass(frozen=True)
 class Atom:
     """The derivative of that order of a nonlinearity at ``inner``, the terms of a polynomial in z and in atoms of z."""
 
@@ -100,15 +125,18 @@ class Atom:
 class Wick:
     """Generators of one evaluation, with every expectation computed once."""
 
-    kinds: list[Initial | Product | Atom] = field(default_factory=list)
+    kinds: list[Initial | Product | GaussianSum | Atom] = field(default_factory=list)
+    scalars: set[int] = field(default_factory=set)  # the random ones, which are no coordinates
     _atoms: dict[Atom, int] = field(default_factory=dict)
     _covariances: dict[tuple[int, int], Number] = field(default_factory=dict)
     _moments: dict[Monomial, Number] = field(default_factory=dict)
     _groups: dict[Monomial, _Groups] = field(default_factory=dict)  # by atoms
     _slopes: dict[tuple[int, Any], Number] = field(default_factory=dict)
 
-    def fresh(self, kind: Initial | Product) -> Polynomial:
+    def fresh(self, kind: Initial | Product | GaussianSum, scalar: bool = False) -> Polynomial:
         """A new generator."""
+        if scalar:
+            self.scalars.add(len(self.kinds))
         self.kinds.append(kind)
         return Polynomial({(len(self.kinds) - 1,): 1})
 
@@ -158,13 +186,19 @@ class Wick:
 
     def _is_gaussian(self, g: int) -> bool:
         kind = self.kinds[g]
+        if g in self.scalars:
+            return False
         return isinstance(kind, Product) or (isinstance(kind, Initial) and kind.variance is not None)
 
     # expectations --------------------------------------------------------------------------
 
     def mean(self, p: Polynomial) -> Number:
-        """``E p``."""
-        return sum((c * self.moment(m) for m, c in p.terms.items()), 0)
+        """``E p``, given the random scalars."""
+        return plain(sum((self.moment(m) * c for m, c in p.terms.items()), 0))
+
+    def average(self, p: Polynomial | Number) -> Number:
+        """The expectation of a number over the random scalars."""
+        return sum((self._full(m) * c for m, c in p.terms.items()), 0) if isinstance(p, Polynomial) else p
 
     def inner(self, p: Polynomial, q: Polynomial) -> Number:
         """``E p q``, without forming the product."""
@@ -173,8 +207,8 @@ class Wick:
             for k, b in q.terms.items():
                 e = self.moment(merged(m, k))
                 if e != 0:
-                    total = total + c * b * e
-        return total
+                    total = total + e * (c * b)
+        return plain(total)
 
     def covariance(self, a: int, b: int) -> Number:
         """Covariance of two Gaussian generators."""
@@ -187,14 +221,24 @@ class Wick:
     def _covariance(self, a: int, b: int) -> Number:
         x, y = self.kinds[a], self.kinds[b]
         if isinstance(x, Product) and isinstance(y, Product):
-            return x.factor * self.inner(x.x, y.x) if x.side == y.side else 0
+            return self.inner(x.x, y.x) * x.factor if x.side == y.side else 0
+        if isinstance(x, GaussianSum) and isinstance(y, GaussianSum):
+            return self.inner(x.summand, y.summand) if x.axis == y.axis else 0
         return x.variance if a == b and isinstance(x, Initial) else 0
 
     def moment(self, m: Monomial) -> Number:
-        """The expectation of a monomial."""
+        """The expectation of a monomial, given the random scalars."""
+        outside = tuple(g for g in m if g in self.scalars) if self.scalars else ()
+        if not outside:
+            return self._full(m)
+        inside = self._full(tuple(g for g in m if g not in self.scalars))
+        return Polynomial({outside: 1}) * inside if inside != 0 else 0
+
+    def _full(self, m: Monomial) -> Number:
+        """The expectation of a monomial in either coordinates or random scalars."""
         found = self._moments.get(m)
         if found is None:
-            found = self._moments[m] = self._moment(m)
+            found = self._moments[m] = plain(self._moment(m))
         return found
 
     def _moment(self, m: Monomial) -> Number:
@@ -204,7 +248,7 @@ class Wick:
             kind = self.kinds[g]
             if isinstance(kind, Initial) and kind.moment is not None:  # independent of everything else
                 value = kind.moment(m.count(g))
-                return value * self.moment(tuple(h for h in m if h != g)) if value != 0 else 0
+                return self._full(tuple(h for h in m if h != g)) * value if value != 0 else 0
         atoms = tuple(g for g in m if isinstance(self.kinds[g], Atom))
         if atoms:
             if atoms not in self._groups:
@@ -215,7 +259,7 @@ class Wick:
         for g, count, others in _without_one(rest):
             c = self.covariance(first, g)
             if c != 0:
-                total = total + count * c * self.moment(others)
+                total = total + self._full(others) * c * count
         return total
 
     # derivatives ---------------------------------------------------------------------------
