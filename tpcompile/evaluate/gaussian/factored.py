@@ -154,29 +154,29 @@ class Factoring:
         self, terms: Sequence[Term], out: tuple[Label, ...], lengths: Mapping[Label, int]
     ) -> Sequence[Term]:
         """Arrays that are moved alike added first and moved once: what moves the sum in turn then sees the move."""
-        alike: dict[tuple[tuple[Label, ...], object], list[tuple[Term, reads.ReadArray]]] = {}
+        alike: dict[object, list[tuple[Term, reads.ReadArray, tuple[Label, ...]]]] = {}
         kept: list[Term] = []
         for term in terms:
             moved = [(a, labels) for a, labels in term.uses if labels]
             read, labels = moved[0] if len(moved) == 1 else (None, ())
-            if isinstance(read, reads.ReadArray) and not read.summed:
-                places = tuple((_hashable(i), k) for i, k in read.places)
-                key = (read.sizes, read.source.sizes, places)
-                alike.setdefault((labels, key), []).append((term, read))
-            else:
+            if not isinstance(read, reads.ReadArray) or read.summed:
                 kept.append(term)
-        for (labels, key), found in alike.items():
-            if len(found) < 2:
-                kept += [term for term, _ in found]
                 continue
-            sizes = found[0][1].source.sizes
-            names = tuple(range(-len(sizes), 0))  # of the source's axes
-            inner = [
-                Term(t.coefficient, (*(u for u in t.uses if not u[1]), (read.source, names))) for t, read in found
-            ]
-            source = self._sum(inner, names, dict(zip(names, sizes, strict=True)), sizes)
-            read = self.known.setdefault(("move", source, key), replace(found[0][1], source=source))
-            kept.append(Term(1.0, ((read, labels),)))
+            order = sorted(range(len(read.places)), key=lambda i, r=read: r.places[i][1])
+            places = tuple((_hashable(index), where) for index, where in (read.places[i] for i in order))
+            key = (labels, read.sizes, places, tuple(read.source.sizes[i] for i in order))
+            names = tuple(-1 - order.index(i) for i in range(len(order)))  # of the source's axes, alike in all of them
+            alike.setdefault(key, []).append((term, read, names))
+        for key, found in alike.items():
+            if len(found) < 2:
+                kept += [term for term, _, _ in found]
+                continue
+            first, read, names = found[0]
+            inner = [Term(t.coefficient, (*(u for u in t.uses if not u[1]), (r.source, n))) for t, r, n in found]
+            source = self._sum(inner, names, dict(zip(names, read.source.sizes, strict=True)), read.source.sizes)
+            (labels,) = (x for _, x in first.uses if x)
+            key = ("move", source, names, key)
+            kept.append(Term(1.0, ((self.known.setdefault(key, replace(read, source=source)), labels),)))
         return kept
 
     def _array(
