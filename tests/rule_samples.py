@@ -180,6 +180,9 @@ def written(empty: Callable[[Tensor], Tensor]) -> Sample:
 
 
 sample("empty_like.default", written(torch.empty_like))
+sample("eye.default", lambda h, m: h @ (torch.eye(m.n) + 2 * m.w) @ m.w.T)
+sample("eye.m", lambda h, m: h @ (m.w @ m.w - torch.eye(m.n, m.n)))
+sample("diag_embed.default", lambda h, m: h @ (m.w @ torch.diag(m.b.detach()) @ m.w) + h @ (m.w.T * m.b.detach()))
 sample("new_empty.default", written(lambda h: h.new_empty(h.shape)))
 sample("empty.memory_format", written(lambda h: torch.empty(h.shape)))
 sample("select_scatter.default", lambda h, m: torch.select_scatter(h, h[:, 2].sin(), 1, -1))

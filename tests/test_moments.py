@@ -131,6 +131,55 @@ def test_non_crossing_pairings_counted_by_hand(fn, shapes, order):
         assert sum((w.value for w in words(fn, k, shapes=shapes)), Fraction(0)) == m[k]
 
 
+def diagonal(u):
+    return torch.diag(torch.tanh(u))
+
+
+@pytest.mark.parametrize(
+    ("written", "applied"),
+    [
+        (lambda w, x: w.T @ w @ x, wishart),
+        (lambda w, x: w.mT @ w @ x, wishart),
+        (lambda w, x: torch.einsum("ji,jk,k->i", w, w, x), wishart),
+        (lambda w, x: torch.linalg.multi_dot([w.T, w, x]), wishart),
+        (lambda w, x: x @ (w.T @ w), wishart),
+        (lambda v, w, x: (w @ v.T @ v @ w.T) @ x, lambda v, w, x: w @ wishart(v, w.T @ x)),
+        (lambda w, x: torch.linalg.matrix_power((w + w.T) / 2**0.5, 3) @ x, lambda w, x: _thrice(w, x)),
+        (lambda w, x: (torch.eye(len(x), dtype=x.dtype) - w.T @ w) @ x, lambda w, x: x - wishart(w, x)),
+        (lambda w, x: (w @ w + (w @ w).T) @ x, lambda w, x: w @ (w @ x) + w.T @ (w.T @ x)),
+        (lambda w, u, x: w.T @ diagonal(u) @ w @ x, lambda w, u, x: w.T @ (torch.tanh(u) * (w @ x))),
+        (lambda w, u, x: (w.T * torch.tanh(u)) @ (w @ x), lambda w, u, x: w.T @ (torch.tanh(u) * (w @ x))),
+        (lambda w, u, x: (torch.tanh(u)[:, None] * w).T @ w @ x, lambda w, u, x: w.T @ (torch.tanh(u) * (w @ x))),
+        (
+            lambda w, u, x: (torch.outer(u, u) / len(u) + w.T @ w) @ x,
+            lambda w, u, x: u * (u @ x) / len(u) + wishart(w, x),
+        ),
+    ],
+)
+def test_products_of_matrices_are_their_products_with_vectors(written, applied):
+    shapes = {"u": (1,)} if "u" in written.__code__.co_varnames else None
+    found, known = (tp.moments(fn, 5, shapes=shapes) for fn in (written, applied))
+    assert list(map(float, found)) == pytest.approx(list(map(float, known)), rel=1e-13)
+    assert found.exact == known.exact
+
+
+def _thrice(w, x):
+    return wigner(w, wigner(w, wigner(w, x)))
+
+
+def test_rectangular_products():
+    shapes = {"v": (2, Fraction(1, 2)), "w": (Fraction(1, 2), 1)}
+    m = tp.moments(lambda v, w, x: (v @ w).T @ (v @ w) @ x, 4, shapes=shapes)
+    assert list(m) == list(tp.moments(lambda v, w, x: w.T @ (v.T @ (v @ (w @ x))), 4, shapes=shapes))
+    assert list(m)[1:3] == [1, Fraction(7, 2)]
+
+
+def test_words_of_products():
+    for fn in (lambda w, x: w.T @ w @ x, lambda w, x: torch.linalg.matrix_power(w + w.T, 2) @ x):
+        for k in (1, 2, 3):
+            assert sum((w.value for w in words(fn, k)), Fraction(0)) == tp.moments(fn, 3)[k]
+
+
 def test_words_of_the_semicircle():
     found = words(wigner, 4)
     assert {str(w) for w in found} == {"w w wᵀ wᵀ", "w wᵀ w wᵀ", "w wᵀ wᵀ w", "wᵀ w w wᵀ", "wᵀ w wᵀ w", "wᵀ wᵀ w w"}
@@ -319,8 +368,11 @@ def in_place(w, x):
         (in_place, "in place"),
         (lambda w, x: (w @ x) / 0, "not finite"),
         (lambda w, x: 1e-12 * torch.tanh(w @ x), "not linear"),
-        (lambda w, x: w.T @ w @ x, r"product of two matrices .* at fn \(test_moments.py:\d+\); .*A @ \(B @ x\)"),
-        (lambda w, x: torch.trace(w) * x, "whole matrix of two growing axes .* write it with W @ x"),
+        (
+            lambda w, x: torch.trace(w) * x,
+            r"whole matrix of two growing axes .* at fn \(test_moments.py:\d+\); use pro",
+        ),
+        (lambda w, x: torch.tanh(w.T @ w) @ x, "an entrywise function of a product of matrices; at fn"),
         (lambda w, x: torch.from_numpy(w.detach().numpy() @ x.numpy()), "cannot be traced; at fn"),
         (lambda w, x: 1.5e200 * (w.T @ (w @ x)), "leave the range of floats"),
         (lambda w, x: 1.5e-200 * (w.T @ (w @ x)), "leave the range of floats"),

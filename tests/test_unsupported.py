@@ -40,11 +40,11 @@ FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "rounding": (lambda m, x: m.c(m.a(x).round()), "round"),
     "tan": (lambda m, x: m.c(m.a(x).tan()), "tan"),
     "one coordinate": (lambda m, x: m.a(x)[:, :1], "axis 1"),
-    "matrix times matrix": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight @ m.b.weight)), "two matrices"),
+    "function of a product": (lambda m, x: m.c(F.linear(m.a(x), (m.b.weight @ m.b.weight).tanh())), "of matrices"),
+    "norm of a product": (lambda m, x: m.c(m.a(x)) / (m.b.weight @ m.b.weight).norm(), "two matrices"),
     "norm of a matrix": (lambda m, x: m.c(m.b(m.a(x))) / m.b.weight.norm(p=1), "norm of order 1"),
     "inverse": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight.inverse())), "whole matrix"),
     "function of a matrix": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight.relu())), "whole matrix"),
-    "identity added to a matrix": (lambda m, x: m.c(F.linear(m.a(x), m.b.weight + torch.eye(m.a.out_features))), "eye"),
     "coordinates told apart": (lambda m, x: m.c(m.a(x) * torch.arange(m.a.out_features)), "arange"),
     "argmax of the output": (lambda m, x: m.c(m.a(x)) * m.c(m.a(x)).argmax().float(), "argmax"),
 }

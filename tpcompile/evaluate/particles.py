@@ -71,7 +71,11 @@ class Run(Evaluation):
         return self.frames[self.plan.domains.of[node]].particles
 
     def _matrix(self, node: Node) -> LazyMatrix:
-        assert isinstance(node.op, Init)
+        if not isinstance(node.op, Init):
+            raise EvaluationError(
+                "an entrywise function of a growing matrix, as adaptive optimizers make it, has no evaluation",
+                advice="tp.verify and tp.mup tell its powers of the width; SGD and its relatives are evaluated",
+            )
         assert isinstance(node.op.law, Normal)
         out, into = (self.frames[d] for d in self.plan.domains.sides[node])
         forward = self.plan.domains.columns.get((node, False), 0) // finite_size(node)

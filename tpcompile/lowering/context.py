@@ -21,6 +21,7 @@ from tpcompile.lowering.contract import Contractions
 from tpcompile.lowering.corrections import corrected
 from tpcompile.lowering.functions import Functions
 from tpcompile.lowering.matrix import Matrices
+from tpcompile.lowering.matrix_products import spread
 from tpcompile.lowering.pairs import Pairs
 from tpcompile.lowering.parts import pieces
 from tpcompile.lowering.value import (
@@ -176,7 +177,9 @@ class Context:
             m, s = (a, b) if isinstance(a, MatrixValue) else (b, a)
             assert isinstance(m, MatrixValue)
             if isinstance(s, MatrixValue) or flat(s.axes):
-                return self.pairs.combine(m, s, self.algebra.mul)
+                plain = m.low_rank or not self.pairs.has_entries(m)
+                diagonal = spread(self.contractions, m, s) if plain and isinstance(s, Value) else None
+                return diagonal or self.pairs.combine(m, s, self.algebra.mul)
             return self.matrices.scale_by_value(m, s)
         axes = self.algebra.common_axes(a.axes, b.axes)
         if has_width(axes) < 2:

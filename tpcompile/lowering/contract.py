@@ -18,7 +18,7 @@ from tpcompile.ir import Dim, Fluctuation, Mul, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
-from tpcompile.lowering.matrix_products import inner, product
+from tpcompile.lowering.matrix_products import applied, inner, product
 from tpcompile.lowering.nodes import Weighted
 from tpcompile.lowering.parts import Parts
 from tpcompile.lowering.value import (
@@ -299,6 +299,10 @@ class Contractions:
                 parts, noise = self.moment(spec, [pairs, node], (width.ratio,))
                 items += [(exponent + e + shift, c, y) for shift, c, y in parts]
                 remainder = largest(remainder, plus(exponent, e, noise))
+        for p in m.composed:
+            moved = applied(self, p, transpose, x, words)
+            items += [(e, 1.0, node) for e, node in moved.terms]
+            remainder = largest(remainder, moved.remainder)
         return self.a.collect(out_axes, items, remainder)
 
     def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: Words) -> Weighted:
@@ -345,6 +349,13 @@ class Contractions:
 
     def _matrix_matrix(self, x: MatrixValue, x_labels: str, y: MatrixValue, y_labels: str, out: str) -> AnyValue:
         """The product of two matrices over one growing axis, or their inner product over both."""
+        x, x_labels = _squeezed(x, x_labels)
+        y, y_labels = _squeezed(y, y_labels)
+        kept = "".join(label for label in out if label in x_labels + y_labels)
+        if kept != out:
+            total = self._matrix_matrix(x, x_labels, y, y_labels, kept)
+            axes = iter(total.axes)
+            return replace(total, axes=tuple(next(axes) if label in kept else () for label in out))
         shared = [label for label in x_labels if label in y_labels and label not in out]
         if len(x_labels) == len(y_labels) == len(out) == 2 and len(shared) == 1:
             return product(self, x, x_labels, y, y_labels, out, shared[0])
@@ -356,6 +367,12 @@ def _choices(series: Sequence[Sequence[tuple[Fraction, Node]]]) -> list[tuple[tu
     for terms in series:
         out = [(*done, term) for done in out for term in terms]
     return out
+
+
+def _squeezed(m: MatrixValue, labels: str) -> tuple[MatrixValue, str]:
+    """Without its torch axes of length one."""
+    kept = [i for i, axis in enumerate(m.axes) if axis]
+    return replace(m, axes=tuple(m.axes[i] for i in kept)), "".join(labels[i] for i in kept)
 
 
 def _show(axis: Axis) -> str:

@@ -20,6 +20,7 @@ from tpcompile.lowering.axes import refactored
 from tpcompile.lowering.value import (
     Axes,
     Block,
+    Composed,
     InitTerm,
     MatrixValue,
     OuterTerm,
@@ -47,12 +48,17 @@ class Matrices:
         outers: Iterable[tuple[Fraction, Sequence[Block]]],
         remainder: Fraction | None,
         entries: Sequence[Term] = (),
+        composed: Iterable[Composed] = (),
     ) -> MatrixValue:
         """A matrix value in normal form: equal parts merged, cancelled ones dropped, the tail cut."""
         sums: dict[InitTerm, float] = defaultdict(float)
         for t in inits:
             sums[replace(t, coefficient=1.0)] += t.coefficient
         kept = [replace(t, coefficient=c) for t, c in sums.items() if abs(c) > 1e-12]
+        products: dict[Composed, float] = defaultdict(float)
+        for p in composed:
+            products[replace(p, coefficient=1.0)] += p.coefficient
+        left = tuple(replace(p, coefficient=c) for p, c in products.items() if abs(c) > 1e-12 and p.action is not None)
         groups: dict[Fraction, dict[tuple[Node, Node], float]] = defaultdict(dict)
         for exponent, blocks in outers:
             group = groups[exponent]
@@ -65,7 +71,7 @@ class Matrices:
         pairs = self.a.collect(axes, [(e, 1.0, x) for e, x in entries], remainder) if entries else None
         if pairs is not None:
             entries, remainder = pairs.terms, pairs.remainder
-        whole = MatrixValue(axes, tuple(kept), tuple(t for t in merged if t.blocks), remainder, tuple(entries))
+        whole = MatrixValue(axes, tuple(kept), tuple(t for t in merged if t.blocks), remainder, tuple(entries), left)
         return self._cut(whole)
 
     def _cut(self, m: MatrixValue) -> MatrixValue:
@@ -77,11 +83,14 @@ class Matrices:
         drop = [t.exponent - 1 for t in m.inits if t.exponent <= floor and t.exponent != top]
         drop += [t.exponent for t in m.outers if t.exponent + 1 <= floor and t.exponent + 1 != top]
         drop += [e for e, _ in m.entries if e + 1 <= floor and e + 1 != top]
+        actions = [(p, e) for p in m.composed if (e := p.action) is not None]
+        drop += [e - 1 for _, e in actions if e <= floor and e != top]
         return replace(
             m,
             inits=tuple(t for t in m.inits if t.exponent > floor or t.exponent == top),
             outers=tuple(t for t in m.outers if t.exponent + 1 > floor or t.exponent + 1 == top),
             entries=tuple(t for t in m.entries if t[0] + 1 > floor or t[0] + 1 == top),
+            composed=tuple(p for p, e in actions if e > floor or e == top),
             remainder=largest(m.remainder, *drop),
         )
 
@@ -103,7 +112,7 @@ class Matrices:
 
     def add(self, *summands: tuple[float, MatrixValue]) -> MatrixValue:
         """``sum_i c_i M_i`` of equal axes."""
-        axes = next((m.axes for _, m in summands if m.inits), summands[0][1].axes)
+        axes = next((m.axes for _, m in summands if m.inits or m.composed), summands[0][1].axes)
         summands = tuple((c, self.regroup(m, axes)) for c, m in summands)
         inits = [replace(t, coefficient=c * t.coefficient) for c, m in summands for t in m.inits]
         outers = [
@@ -112,7 +121,8 @@ class Matrices:
             for t in m.outers
         ]
         entries = [(e, self._times(c, x)) for c, m in summands if c for e, x in m.entries]
-        return self.make(axes, inits, outers, largest(*(m.remainder for c, m in summands if c)), entries)
+        composed = [replace(p, coefficient=c * p.coefficient) for c, m in summands for p in m.composed]
+        return self.make(axes, inits, outers, largest(*(m.remainder for c, m in summands if c)), entries, composed)
 
     def scale(self, m: MatrixValue, coefficient: float, exponent: Fraction = Fraction(0)) -> MatrixValue:
         """``coefficient * n**exponent * M``."""
@@ -125,7 +135,10 @@ class Matrices:
             for t in m.outers
         ]
         entries = [(e + exponent, self._times(coefficient, x)) for e, x in m.entries]
-        return self.make(m.axes, inits, outers, plus(m.remainder, exponent), entries)
+        composed = [
+            replace(p, exponent=p.exponent + exponent, coefficient=coefficient * p.coefficient) for p in m.composed
+        ]
+        return self.make(m.axes, inits, outers, plus(m.remainder, exponent), entries, composed)
 
     def _times(self, coefficient: float, node: Node) -> Node:
         scaled = self.nodes.scale(coefficient, node)
@@ -142,7 +155,7 @@ class Matrices:
             if base is self.nodes.one:
                 parts.append(self.scale(m, number, exponent))
                 continue
-            if m.inits or has_width(s.axes) or flat(s.axes):
+            if m.inits or m.composed or has_width(s.axes) or flat(s.axes):
                 raise UnsupportedOperationError(
                     "a growing matrix with its initial values times a computed number", where=self.a.place
                 )
@@ -189,7 +202,12 @@ class Matrices:
             ),
             outers=tuple(replace(t, blocks=tuple(map(block, t.blocks))) for t in m.outers),
             entries=tuple((e, self.nodes.permute(x, atoms)) for e, x in m.entries),
+            composed=tuple(self._transposed(p) for p in m.composed) if flip else m.composed,
         )
+
+    def _transposed(self, p: Composed) -> Composed:
+        turned = (self.permute(f, [1, 0]) if isinstance(f, MatrixValue) else f for f in reversed(p.factors))
+        return replace(p, factors=tuple(turned))
 
     def view(self, m: MatrixValue, axes: Axes) -> MatrixValue:
         """Finite atoms split, merged and regrouped among the axes: same entries, other shape."""
@@ -220,7 +238,7 @@ class Matrices:
 
     def _refactored(self, m: MatrixValue, axes: Axes) -> MatrixValue:
         """Growing axes split into finite atoms and widths, or merged from them."""
-        if m.inits:
+        if m.inits or m.composed:
             raise UnsupportedOperationError(
                 "a view that splits a growing axis of an initial matrix",
                 where=self.a.place,

@@ -1,14 +1,16 @@
-"""Products of two matrices that both grow: with one axis left of each, or none."""
+"""Products of two matrices that both grow: with one axis left of each, or none; products with diagonal matrices."""
 
 from __future__ import annotations
 
+import string
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from tpcompile.ir import Dim, Init, Node, Width
 from tpcompile.laws import mean_and_std
 from tpcompile.lowering.axes import single
-from tpcompile.lowering.value import Block, MatrixValue, Value, flat, largest, plus
+from tpcompile.lowering.value import Axes, Block, Composed, MatrixValue, Value, flat, has_width, is_width, largest, plus
 from tpcompile.lowering.words import Letters, Words, ratio_of
 
 if TYPE_CHECKING:
@@ -24,19 +26,19 @@ def product(
 
     ``(u v^T) Y = u (Y^T v)^T``, of which the left vectors are those of X, so that polynomials in ``X X^T`` (as in the
     Newton-Schulz iteration) keep its rank; else ``X (u v^T) = (X u) v^T``, where Y is such a sum. Powers of the
-    width and moments that vanish are those of matrix times vector.
+    width and moments that vanish are those of matrix times vector. Any other product stays as it is written, and is
+    applied to vectors one factor after the other.
     """
     if k == x_labels[0]:
         x = of.matrices.permute(x, [1, 0])
     if k == y_labels[1]:
         y = of.matrices.permute(y, [1, 0])
     x, y = (of.matrices.regroup(m, tuple(single(axis) for axis in m.axes)) for m in (x, y))
-    left = not x.inits and not x.entries
-    if not left and (y.inits or y.entries):
-        raise of.unsupported(
-            "a product of two matrices that both grow with the width",
-            "apply them to vectors one after the other, or use a single matrix",
-        )
+    axes = (x.axes[0], y.axes[1])
+    left = x.low_rank
+    if not left and not y.low_rank:
+        total = composed(of, axes, x, y)
+        return total if out[0] in x_labels else of.matrices.permute(total, [1, 0])
     outers: list[tuple[Fraction, list[Block]]] = []
     rest = largest(plus(x.remainder, y.action), plus(x.action, y.remainder))
     for t in (x if left else y).outers:
@@ -52,9 +54,71 @@ def product(
                 number, base = of.nodes.split(node)
                 pair = (kept, base) if left else (base, kept)
                 outers.append((t.exponent + e, [Block(b.coefficient * number, *pair)]))
-    axes = (x.axes[0], y.axes[1])
     total = of.matrices.make(axes, [], outers, rest)
     return total if out[0] in x_labels else of.matrices.permute(total, [1, 0])
+
+
+def composed(of: Contractions, axes: Axes, *factors: MatrixValue | Value) -> MatrixValue:
+    """The product of matrices of two growing axes alone, of diagonal ones (vectors), and of scalars."""
+    exponent, coefficient, inside = Fraction(0), 1.0, []
+    for f in factors:
+        one = f.composed[0] if isinstance(f, MatrixValue) and len(f.composed) == 1 else None
+        if one is None or f != MatrixValue(f.axes, composed=(one,)):
+            inside.append(f)
+            continue
+        exponent, coefficient = exponent + one.exponent, coefficient * one.coefficient
+        inside += one.factors
+    return of.matrices.make(axes, [], [], None, composed=[Composed(exponent, coefficient, tuple(inside))])
+
+
+def spread(of: Contractions, m: MatrixValue, s: Value) -> MatrixValue | None:
+    """A matrix whose rows or columns are multiplied by a vector: a product with a diagonal matrix. Else None."""
+    places = [i - len(s.axes) for i, axis in enumerate(s.axes) if axis]
+    growing = [i - len(m.axes) for i, axis in enumerate(m.axes) if axis]
+    if len(growing) != 2 or has_width(m.axes) != 2 or len(places) != 1 or places[0] not in growing:
+        return None
+    if not is_width(s.axes[places[0]]):
+        return None
+    axes = tuple(single(axis) for axis in m.axes if axis)
+    plain = of.matrices.regroup(replace(m, axes=tuple(axis for axis in m.axes if axis)), axes)
+    rows = places[0] == growing[0]
+    vector = of.a.reshape(s, (axes[0 if rows else 1],))
+    if plain.low_rank:
+        total = _weighted(of, plain, vector, rows)
+    else:
+        total = composed(of, axes, *((vector, plain) if rows else (plain, vector)))
+    return replace(total, axes=tuple(single(axis) for axis in m.axes))
+
+
+def _weighted(of: Contractions, m: MatrixValue, s: Value, rows: bool) -> MatrixValue:
+    """Outer products whose left (else right) vectors are multiplied by a vector."""
+    outers: list[tuple[Fraction, list[Block]]] = []
+    for t in m.outers:
+        for b in t.blocks:
+            vectors = b.u if rows else b.v
+            moved = of.a.mul(Value(tuple((d,) for d in vectors.dims), ((Fraction(0), vectors),)), s)
+            for e, node in moved.terms:
+                number, base = of.nodes.split(node)
+                pair = (base, b.v) if rows else (b.u, base)
+                outers.append((t.exponent + e, [Block(b.coefficient * number, *pair)]))
+    rest = largest(plus(m.remainder, s.lead), plus(m.action, s.remainder, Fraction(-1)))
+    return of.matrices.make(m.axes, [], outers, rest)
+
+
+def applied(of: Contractions, p: Composed, transpose: bool, x: Value, words: Words) -> Value:
+    """A product of matrices, or its transpose, times x: one factor after the other. One axis an atom."""
+    y = replace(x, axes=tuple((d,) for d in flat(x.axes)))
+    at = words.x.index(words.into)
+    a, b = (letter for letter, _ in zip((c for c in string.ascii_letters if c not in words.x), range(2), strict=False))
+    into, free = (a, b) if transpose else (b, a)
+    word = words.x[:at] + into + words.x[at + 1 :]
+    for f in p.factors if transpose else reversed(p.factors):
+        if isinstance(f, MatrixValue):
+            rows, columns = f.widths
+            y = of.apply(f, transpose, y, Words(a + b, "", into, free, word, {**words.dims, a: rows, b: columns}))
+        else:
+            y = of.a.mul(y, replace(f, axes=(*f.axes, *((),) * (len(word) - at - 1)) if f.axes else ()))
+    return of.a.scale(y, p.coefficient, p.exponent)
 
 
 def inner(of: Contractions, x: MatrixValue, x_labels: str, y: MatrixValue, y_labels: str, out: str) -> Value:
@@ -66,8 +130,9 @@ def inner(of: Contractions, x: MatrixValue, x_labels: str, y: MatrixValue, y_lab
     axes = of.axes([(x, x_labels), (y, y_labels)])
     out_axes = tuple(axes[label] for label in out)
     target = letters.word(out, out_axes)
-    other = bool(x.inits or y.inits or x.entries or y.entries)
-    if growing[0] != growing[1] or set(target) & set(growing[0]) or (other and (x.finite or y.finite)):
+    other = not (x.low_rank and y.low_rank)
+    crossed = growing[0] != growing[1] or set(target) & set(growing[0])
+    if crossed or (other and (x.finite or y.finite)) or x.composed or y.composed:
         raise of.unsupported(
             "a product of two matrices that both grow with the width",
             "apply them to vectors one after the other, or use a single matrix",

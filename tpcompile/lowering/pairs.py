@@ -38,8 +38,22 @@ class Pairs:
         """A value on pairs as a matrix."""
         return self.matrices.make(x.axes, [], [], x.remainder, x.terms)
 
+    def has_entries(self, m: MatrixValue) -> bool:
+        """True if :meth:`entries` has an answer: an initial part must be smaller than the rest, but for sizes."""
+        if m.composed or self.a.width is not None or self.beyond:
+            return not m.composed
+        known = [t.exponent for t in m.outers] + [e for e, _ in m.entries]
+        return all(known and t.exponent - HALF < max(known) for t in m.inits)
+
     def entries(self, m: MatrixValue) -> Value:
-        """The entries of a matrix as a series; an initial part must be smaller than the rest, but for sizes."""
+        """The entries of a matrix as a series."""
+        if not self.has_entries(m):
+            raise UnsupportedOperationError(
+                "an operation on a whole matrix of two growing axes that is neither linear nor a product with a "
+                f"vector: an entrywise function of {'a product of matrices' if m.composed else 'its initial values'}",
+                where=self.a.place,
+                advice="decouple the weight decay from the gradient (AdamW), or scale it down with the width",
+            )
         items = [(e, c, node) for t in m.outers for e, c, node in self._outer(t.exponent, t.blocks, m)]
         items += [(e, 1.0, node) for e, node in m.entries]
         remainder = m.remainder
@@ -53,13 +67,6 @@ class Pairs:
                 number, node = self._initial(t, m, scaled=True)
                 items.append((size, number, node))
                 continue
-            if top is None or size >= top:
-                raise UnsupportedOperationError(
-                    "an operation on a whole matrix of two growing axes that is neither linear nor a product with a "
-                    "vector: an entrywise function of its initial values",
-                    where=self.a.place,
-                    advice="decouple the weight decay from the gradient (AdamW), or scale it down with the width",
-                )
             remainder = largest(remainder, size)
         return self.a.collect(m.axes, items, remainder)
 

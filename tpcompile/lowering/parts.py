@@ -79,7 +79,7 @@ class Parts:
     def embed(self, x: AnyValue, dim: int, part: Part) -> AnyValue:
         """The adjoint of :meth:`cut`: zeros outside the part."""
         if isinstance(x, MatrixValue):
-            if x.inits:
+            if x.inits or x.composed:
                 raise self._unsupported("an initial matrix put into a larger one")
             whole = single(part.whole)
             return self._matrix(x, dim, part, whole, lambda node, at, have: self.embed_node(node, at, have, part))
@@ -143,6 +143,8 @@ class Parts:
         def moved(b: Block) -> Block:
             return replace(b, u=f(b.u, at, m.axes[dim])) if row else replace(b, v=f(b.v, at, m.axes[dim]))
 
+        if m.composed:
+            raise self._unsupported("a part of a product of matrices")
         if any(getattr(t, side) is not None for t in m.inits):
             raise self._unsupported("a part of a part of an initial matrix")
         axes = (*m.axes[:dim], axis, *m.axes[dim + 1 :])

@@ -104,14 +104,31 @@ class OuterTerm:
 
 
 @dataclass(frozen=True)
+class Composed:
+    """``coefficient * n**exponent * F_1 F_2 ..``, never multiplied out; without factors the identity.
+
+    A factor is a matrix of two growing axes and no other, a vector that stands for a diagonal matrix, or a scalar.
+    """
+
+    exponent: Fraction
+    coefficient: float
+    factors: tuple[MatrixValue | Value, ...]
+
+    @property
+    def action(self) -> Fraction | None:
+        """Exponent of the largest effect on a Θ(1) vector."""
+        return plus(self.exponent, *(f.action if isinstance(f, MatrixValue) else f.lead for f in self.factors))
+
+
+@dataclass(frozen=True)
 class MatrixValue:
-    """A value with two width axes, never formed: initial matrices plus outer products.
+    """A value with two width axes, never formed: initial matrices, outer products, and products of matrices.
 
     The first axis that grows holds the rows, the second the columns; ``finite`` atoms, wherever they stand, count
     an independent matrix each.
 
     ``entries`` is a series of values on pairs of coordinates, of dims ``flat(axes)``: entrywise functions of outer
-    products, which adaptive optimizers make.
+    products, which adaptive optimizers make. ``composed`` are products of matrices that are no sums of outer ones.
     ``remainder`` is the size of the entries of what was dropped, in the worst case an outer product.
     """
 
@@ -120,6 +137,7 @@ class MatrixValue:
     outers: tuple[OuterTerm, ...] = ()
     remainder: Fraction | None = None
     entries: tuple[Term, ...] = ()
+    composed: tuple[Composed, ...] = ()
 
     @property
     def finite(self) -> tuple[int, ...]:
@@ -135,13 +153,19 @@ class MatrixValue:
     @property
     def is_zero(self) -> bool:
         """True if the value is exactly zero."""
-        return not self.inits and not self.outers and not self.entries and self.remainder is None
+        return self.low_rank and not self.outers and self.remainder is None
+
+    @property
+    def low_rank(self) -> bool:
+        """True if it is outer products alone, and what was dropped."""
+        return not self.inits and not self.entries and not self.composed
 
     @property
     def action(self) -> Fraction | None:
         """Exponent of the largest effect on a Θ(1) vector: initial parts Θ(n^e), all else Θ(n^(e+1))."""
         sizes = [t.exponent for t in self.inits] + [t.exponent + 1 for t in self.outers]
         sizes += [e + 1 for e, _ in self.entries]
+        sizes += [e for c in self.composed if (e := c.action) is not None]
         if self.remainder is not None:
             sizes.append(self.remainder + 1)
         return max(sizes, default=None)

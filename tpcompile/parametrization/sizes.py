@@ -50,6 +50,8 @@ def size_of(value: AnyValue, reason: str = "") -> Size:
     else:
         lead = value.terms[0][0] if value.terms else None
     rest = value.remainder
+    if isinstance(value, MatrixValue) and value.composed:
+        return Size(None, math.inf, "a product of matrices")
     if lead is not None and (rest is None or lead > rest):
         return Size(lead, lead)
     if lead is None and rest is None:

@@ -28,7 +28,7 @@ _DECADES = 250  # of the powers of a norm
 _NAMED = "fn_"  # before the name of an argument as a parameter: modules have attributes of their own
 _DENOMINATOR = 64  # of a length over n, and its largest value
 _EXPECTED = "expected fn(W, .., x): random matrices first, the vector x last, and a vector of the length of x returned"
-_OPERATIONS = "write it with W @ x and W.T @ x (A @ (B @ x), not A @ B @ x), functions of vectors, sums and products"
+_OPERATIONS = "use products, powers and sums of matrices, diagonal matrices (torch.diag), and functions of vectors"
 
 Shapes = Mapping[str, Sequence[int | float | Fraction]]
 Variances = Mapping[str, int | float | Fraction]

@@ -6,10 +6,14 @@ Independent of the Master Theorem: a check of it, and its explanation for small 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from typing import Any
+
+import torch
 
 from tpcompile.errors import UsageError
 from tpcompile.evaluate.exact.numbers import Number, recognised
@@ -46,23 +50,24 @@ def words(
 ) -> tuple[Word, ...]:
     """The words of ``tr P^order`` that have a non-crossing pairing of each matrix with its transpose.
 
-    ``fn`` may use ``W @ x``, ``W.T @ x``, sums, and multiples by numbers only: it is run on words instead of tensors.
+    ``fn`` may use products and powers of matrices, transposes, sums, and multiples by numbers only: it is run on words
+    instead of tensors.
     The number of words grows exponentially in the order.
     """
     operator = Operator.of(fn, shapes, variances)
     matrices = {a.name: a for a in operator.arguments}
     if flat := [name for name, a in matrices.items() if len(a.shape) != 2]:
         raise UsageError(f"'{flat[0]}' is a vector: words are of matrices alone")
-    x = _Sum({(): 1})
+    x = _Words({(): 1})
     try:
         for _ in range(order):
-            x = fn(*(_Matrix(name) for name in matrices), x)
+            x = fn(*(_Words({((name, False),): 1}) for name in matrices), x)
         terms = x.terms
     except (TypeError, AttributeError) as error:
         raise UsageError(
             f"fn is no polynomial of matrices that can be run on words ({error})",
             where="fn",
-            advice="use W @ x, W.T @ x, sums, and multiples by numbers",
+            advice="use products and powers of matrices, transposes, sums, and multiples by numbers",
         ) from error
     found = []
     for letters, c in terms.items():
@@ -105,46 +110,64 @@ def _value(letters: tuple[Letter, ...], pairing: Pairing, matrices: dict[str, Ar
 
 
 @dataclass(frozen=True)
-class _Matrix:
-    name: str
-    transposed: bool = False
-
-    @property
-    def T(self) -> _Matrix:  # noqa: N802
-        return _Matrix(self.name, not self.transposed)
-
-    mT = T  # noqa: N815
-
-    def t(self) -> _Matrix:
-        return self.T
-
-    def __matmul__(self, x: _Sum) -> _Sum:
-        return _Sum({((self.name, self.transposed), *word): c for word, c in x.terms.items()})
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """A combination of words, applied to the start vector."""
+class _Words:
+    """A polynomial of matrices: a combination of words. The vector is the empty word."""
 
     terms: dict[tuple[Letter, ...], Number]
 
-    def __add__(self, other: _Sum) -> _Sum:
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        own = _FUNCTIONS.get(func)
+        return NotImplemented if own is None or kwargs else own(*args)
+
+    @property
+    def T(self) -> _Words:  # noqa: N802
+        return _Words({tuple((name, not t) for name, t in word[::-1]): c for word, c in self.terms.items()})
+
+    mT = T  # noqa: N815
+
+    def t(self) -> _Words:
+        return self.T
+
+    def __matmul__(self, other: _Words) -> _Words:
+        total: dict[tuple[Letter, ...], Number] = {}
+        for left, a in self.terms.items():
+            for right, b in other.terms.items():
+                total[left + right] = total.get(left + right, 0) + a * b
+        return _Words(total)
+
+    def __add__(self, other: _Words) -> _Words:
         total = dict(self.terms)
         for word, c in other.terms.items():
             total[word] = total.get(word, 0) + c
-        return _Sum(total)
+        return _Words(total)
 
-    def __mul__(self, c: float) -> _Sum:
+    def __mul__(self, c: float) -> _Words:
         number = recognised(float(c))
-        return _Sum({word: b * number for word, b in self.terms.items()})
+        return _Words({word: b * number for word, b in self.terms.items()})
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> _Sum:
+    def __neg__(self) -> _Words:
         return self * -1
 
-    def __sub__(self, other: _Sum) -> _Sum:
+    def __sub__(self, other: _Words) -> _Words:
         return self + -other
 
-    def __truediv__(self, c: float) -> _Sum:
+    def __truediv__(self, c: float) -> _Words:
         return self * (1 / c)
+
+
+def _power(x: _Words, k: int) -> _Words:
+    return reduce(operator.matmul, [x] * k, _Words({(): 1}))
+
+
+_FUNCTIONS: dict[Any, Callable[..., _Words]] = {
+    **dict.fromkeys((torch.matmul, torch.mm, torch.mv), operator.matmul),
+    torch.linalg.matrix_power: _power,
+    torch.linalg.multi_dot: lambda factors: reduce(operator.matmul, factors),
+    torch.add: operator.add,
+    torch.sub: operator.sub,
+}
