@@ -93,11 +93,17 @@ def test_a_hundred_layers() -> None:
     assert torch.isfinite(slope).all()
 
 
-def test_the_tangent_kernel_of_twenty_layers() -> None:
+@pytest.mark.parametrize("depth", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_tangent_kernel_of_many_layers(depth: int) -> None:
     """Deep enough that parities of the variation's summands are joined."""
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = relu_kernels(x, 20, 2.0, 0.1)[1]
-    torch.testing.assert_close(kernel("relu", 20, 0.1).ntk(x), expected, rtol=1e-11, atol=0)
+    k = kernel("relu", depth, 0.1)
+    found = k.ntk(x)
+    torch.testing.assert_close(found, relu_kernels(x, depth, 2.0, 0.1)[1], rtol=1e-11, atol=0)
+    assert torch.equal(found, found.T)
+    moved = torch.cat([x, x[:1], -x[:1]]).requires_grad_()
+    (slope,) = torch.autograd.grad(k.ntk(moved).sum(), moved)
+    assert torch.isfinite(slope).all()
 
 
 def test_the_error_of_a_quadrature_reaches_the_forms() -> None:

@@ -67,6 +67,7 @@ class Parity:
     """Signatures of the top-level summands of every node, found once each."""
 
     _known: dict[Node, Signatures] = field(default_factory=dict)
+    _vanishing: dict[tuple[Node, ...], bool] = field(default_factory=dict)
     _bytes: dict[str, int] = field(default_factory=dict)  # of every name
     _products: dict[tuple[Node, bool], list[Node]] = field(default_factory=dict)  # met so far, by matrix and side
     _below: dict[Node, int] = field(default_factory=dict)  # products that a vector is a function of, a bit each
@@ -82,7 +83,9 @@ class Parity:
 
         Looks at the pairs of top-level summands only: nothing is multiplied out.
         """
-        return all(signature.odd for signature in self.products(factors))
+        if factors not in self._vanishing:
+            self._vanishing[factors] = all(signature.odd for signature in self.products(factors))
+        return self._vanishing[factors]
 
     def centred(self, *factors: Node) -> bool:
         """True if that mean is zero whatever the Gram matrices of the Gaussians are.

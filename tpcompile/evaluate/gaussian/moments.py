@@ -105,6 +105,7 @@ class Moments:
         self.ells = radial.held(self, [Factor(node, 0, ()) for node in program.nodes])
         self.made: dict[object, Any] = {}  # nodes and tilts that planning adds to the program
         self.sampled = False  # whether an expectation needs draws
+        self._compact: dict[object, Poly] = {}
         self._moments: dict[object, tuple[Array | None, tuple[Label, ...]]] = {}
         self._slopes: dict[Node, Node] = {}
         self._curves: dict[Node, Node | None] = {}
@@ -362,8 +363,18 @@ class Moments:
         Without it sums would be multiplied out from layer to layer, and all contracted at the end; and where entries
         along the axes ``moved`` are moved next, every array in a product would be moved on its own.
         """
-        poly = self.moment(factors)
         out = tuple(dict.fromkeys(x for f in factors for x in f.named()))
+        numbers = {x: i for i, x in enumerate(out)}
+        key = (*self.key(factors, out), frozenset(numbers[x] for x in out if x in moved))
+        if key not in self._compact:
+            poly = self._compacted(factors, out, moved)
+            if any(x not in numbers for term in poly for x in term.labels()):
+                return poly  # what is summed in it has labels of its own for every use
+            self._compact[key] = tuple(term.under(numbers) for term in poly)
+        return tuple(term.under(dict(enumerate(out))) for term in self._compact[key])
+
+    def _compacted(self, factors: tuple[Factor, ...], out: tuple[Label, ...], moved: Collection[Label]) -> Poly:
+        poly = self.moment(factors)
         labels = [names for term in poly for _, names in term.uses]
         internal = any(x not in out for names in labels for x in names)
         if len(poly) < 2 and not internal and sum(bool(set(names) & set(moved)) for names in labels) < 2:

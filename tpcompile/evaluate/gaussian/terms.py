@@ -128,6 +128,15 @@ class Term:
     def __mul__(self, other: Term) -> Term:
         return Term(self.coefficient * other.coefficient, self.uses + other.uses, self.deltas + other.deltas)
 
+    def labels(self) -> set[Label]:
+        """All labels that it speaks of."""
+        return {x for _, names in self.uses for x in names} | {x for pair in self.deltas for x in pair}
+
+    def under(self, names: Mapping[Label, Label]) -> Term:
+        """The same term with labels renamed."""
+        uses = tuple((array, tuple(names.get(x, x) for x in labels)) for array, labels in self.uses)
+        return Term(self.coefficient, uses, tuple((names.get(p, p), names.get(q, q)) for p, q in self.deltas))
+
 
 Poly = tuple[Term, ...]
 
