@@ -58,6 +58,7 @@ class Compiled:
     @property
     def graph_module(self) -> fx.GraphModule:
         """The traced torch.fx graph at the first probe width; of a long run the first steps, which repeat."""
+        assert self.capture.graph_module is not None
         return self.capture.graph_module
 
     @property

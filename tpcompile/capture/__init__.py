@@ -76,7 +76,7 @@ def capture(
             settings=_settings(probes),
             activations=activations,
             steps=arguments.steps,
-            graph_module=graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
+            graph_module=None if exponents else graph_module(prune(simplify(kept, keep_layout=True)), folded.data),
             widths=arguments.widths,
             output_shape=traces[0].output_shape,
             magnitudes=_magnitudes(final),

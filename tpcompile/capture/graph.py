@@ -118,7 +118,7 @@ class Capture:
     settings: dict[str, dict[str, Scaled]]  # of trained parameters: the numbers of their groups that are powers of n
     activations: tuple[str, ...]
     steps: int
-    graph_module: fx.GraphModule  # traced at the first probe width
+    graph_module: fx.GraphModule | None  # traced at the first probe width; None where only exponents are asked for
     widths: tuple[int, ...]
     output_shape: tuple[int, ...]  # of one input's output
     magnitudes: Mapping[str, float] = field(default_factory=dict)  # rms at the largest width, beside numbers of updates

@@ -18,6 +18,7 @@ from tpcompile.capture.initialisation import Recording, record
 from tpcompile.capture.optimizers import Updates, read_optimizer
 from tpcompile.capture.origin import failing_source, first_line
 from tpcompile.capture.powers import size_of
+from tpcompile.collector import put_off
 from tpcompile.errors import CaptureError, FactoryError, TpcompileError, UsageError
 from tpcompile.schedule import split
 
@@ -48,7 +49,7 @@ def preserved_state() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode(False), _without_compiler():
+        with torch.inference_mode(False), _without_compiler(), put_off():
             yield
     finally:
         torch.set_rng_state(states[0])

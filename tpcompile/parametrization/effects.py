@@ -46,6 +46,7 @@ _MOVES = frozenset(
     for name in (
         *("neg.default", "expand.default", "_to_copy.default", "detach.default", "alias.default", "repeat.default"),
         *("select.int", "slice.Tensor", "split.Tensor", "unbind.int", "sum.dim_IntList", "mean.dim"),
+        *("embedding.default", "index.Tensor", "index_select.default"),
     )
 )
 

@@ -92,21 +92,55 @@ def init_exponent(capture: Capture, name: str) -> Exponent:
 
 def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest: Fraction = DEEPEST) -> Sizes:
     """Sizes of everything in a capture made with ``exponents=True``; deeper series where shallow ones cancel."""
-    depth = HALF
-    names = [name for name in capture.activations if f"activation/{name}/0" in capture.outputs]
-    found: dict[Key, Size] = {}
-    by_use: dict[UseKey, Size] = {}
-    lowered: Lowered | None = None
-    while True:
-        lowered = lower(capture, depth, tolerant=True, adjust=_shifted(capture, shifts or {}), earlier=lowered)
-        sizes, finite, each = _collect(capture, lowered)
-        found = {key: better(sizes[key], found[key]) if key in found else sizes[key] for key in sizes}
-        by_use = {key: better(each[key], by_use[key]) if key in by_use else each[key] for key in each}
-        if depth >= deepest or all(s.exact or s.bound > DEEPEST for s in found.values()):
-            behind = {name: factor_behind(capture, capture.outputs[f"activation/{name}/0"].name) for name in names}
-            places = tuple(node.origin.place for node in products(capture, 0))
-            return Sizes(found, finite, lowered.undecided, takeovers(capture, lowered), by_use, behind, places)
-        depth += HALF
+    return Measurement(capture, shifts or {}).sizes(deepest)
+
+
+class Measurement:
+    """Sizes in one capture, by lowerings of growing depth, which go on where the one before has ended.
+
+    What an earlier measurement has found out about nodes (which means vanish) holds whatever their powers of n.
+    """
+
+    def __init__(
+        self, capture: Capture, shifts: Mapping[str, Shift] | None = None, earlier: Measurement | None = None
+    ) -> None:
+        self.capture = capture
+        self.shifts = dict(shifts or {})
+        self._lowered = None if earlier is None else earlier._lowered
+        self._depth = Fraction(0)
+        self._finite: frozenset[str] = frozenset()
+        self._found: dict[Key, Size] = {}
+        self._by_use: dict[UseKey, Size] = {}
+
+    def sizes(self, deepest: Fraction = DEEPEST) -> Sizes:
+        """Deeper, up to ``deepest``, until everything is decided."""
+        while not self._depth or (self._depth < deepest and not self._decided()):
+            self._deepen()
+        capture, lowered = self.capture, self._lowered
+        assert lowered is not None
+        names = [name for name in capture.activations if f"activation/{name}/0" in capture.outputs]
+        behind = {name: factor_behind(capture, capture.outputs[f"activation/{name}/0"].name) for name in names}
+        places = tuple(node.origin.place for node in products(capture, 0))
+        return Sizes(
+            dict(self._found),
+            self._finite,
+            lowered.undecided,
+            takeovers(capture, lowered),
+            dict(self._by_use),
+            behind,
+            places,
+        )
+
+    def _decided(self) -> bool:
+        return all(s.exact or s.bound > DEEPEST for s in self._found.values())
+
+    def _deepen(self) -> None:
+        self._depth += HALF
+        adjust = _shifted(self.capture, self.shifts)
+        self._lowered = lower(self.capture, self._depth, tolerant=True, adjust=adjust, earlier=self._lowered)
+        sizes, self._finite, each = _collect(self.capture, self._lowered)
+        self._found |= {k: better(size, self._found.get(k, size)) for k, size in sizes.items()}
+        self._by_use |= {k: better(size, self._by_use.get(k, size)) for k, size in each.items()}
 
 
 def _shifted(capture: Capture, shifts: Mapping[str, Shift]) -> Adjustment | None:

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from tpcompile.capture import Capture
+from tpcompile.collector import put_off
 from tpcompile.errors import UndeterminedLimitError, UsageError
 from tpcompile.laws import Law
 from tpcompile.parametrization.changes import Change, Run, scale_parameters
-from tpcompile.parametrization.measure import measure, parameter_names
+from tpcompile.parametrization.measure import Measurement, measure, parameter_names
 from tpcompile.parametrization.multipliers import multiply
 from tpcompile.parametrization.report import Report
 from tpcompile.parametrization.solve import solve
@@ -172,12 +173,17 @@ def mup(
     Raises UndeterminedLimitError if no stable point is reached.
     """
     run = Run(make, inputs, targets, loss, optimizer, steps, init, widths)
+    with put_off():
+        return _solved(run, multipliers or {})
+
+
+def _solved(run: Run, multipliers: Mapping[str, Fraction | int | float]) -> Rules:
     setup = run.capture()
-    given = {name: (Fraction(e),) for name, e in (multipliers or {}).items()}
+    given = {name: (Fraction(e),) for name, e in multipliers.items()}
     unknown = sorted(set(given) - set(parameter_names(setup)))
     if unknown:
         raise UsageError(f"there is no parameter '{unknown[0]}'", where="multipliers")
-    return _rules(run, setup, solve(run, setup, given))
+    return _rules(run, setup, solve(run, Measurement(setup), given))
 
 
 def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:

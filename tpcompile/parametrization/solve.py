@@ -12,7 +12,15 @@ from tpcompile.errors import UndeterminedLimitError
 from tpcompile.lowering.value import HALF
 from tpcompile.parametrization.changes import Change, Run
 from tpcompile.parametrization.decay import decay_kind
-from tpcompile.parametrization.measure import DEEPEST, Shift, Sizes, init_exponent, measure, parameter_names, trained
+from tpcompile.parametrization.measure import (
+    DEEPEST,
+    Measurement,
+    Shift,
+    Sizes,
+    init_exponent,
+    parameter_names,
+    trained,
+)
 from tpcompile.parametrization.report import first_exponent, largest_exponent
 from tpcompile.parametrization.sizes import ZERO
 from tpcompile.parametrization.ties import excess, grown_uses, shared
@@ -21,14 +29,15 @@ _MOST_ROUNDS, _MOST_TIES = 40, 8
 _AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
 
 
-def solve(run: Run, setup: Capture, given: Mapping[str, Sequence[Fraction]] | None = None) -> dict[str, Change]:
-    """What every parameter of a captured run needs for the maximal update parametrization.
+def solve(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | None = None) -> dict[str, Change]:
+    """What every parameter of a run needs for the maximal update parametrization; ``own`` measures it as it is.
 
     Multipliers only where one parameter stands in operations that ask for different scales, or as ``given``. Initial
     values and learning rates are solved for with epsilon and weight decay out of the way: these follow,
     epsilon as the gradients and weight decay so that its product with the learning rate stays.
     Raises UndeterminedLimitError if no stable point is reached.
     """
+    setup = own.capture
     beside = {
         name: Change(
             epsilon=_AWAY if _matters(setup, name, "eps") else Fraction(0),
@@ -37,20 +46,22 @@ def solve(run: Run, setup: Capture, given: Mapping[str, Sequence[Fraction]] | No
         for name in parameter_names(setup)
         if trained(setup, name)
     }
-    multipliers: dict[str, tuple[Fraction, ...]] = {name: tuple(own) for name, own in (given or {}).items()}
+    multipliers: dict[str, tuple[Fraction, ...]] = {name: tuple(each) for name, each in (given or {}).items()}
     several = shared(run, setup)
-    shifts = _shared_inits(setup, several)
+    shifts = _shared_inits(own, several)
+    latest = own
     for _ in range(_MOST_TIES):
         around = {
             name: replace(beside.get(name, Change()), multipliers=multipliers.get(name, ()))
             for name in parameter_names(setup)
         }
         alone = setup if not any(c != Change() for c in around.values()) else run.changed(around).capture()
-        sizes = measure(alone, shifts, deepest=2 * HALF)
+        latest = Measurement(alone, shifts, latest)
+        sizes = latest.sizes(2 * HALF)
         more = excess(several, sizes, setup.steps)
         if not more:
-            shifts = moved(alone, shifts, several)
-            sizes = measure(alone, shifts)
+            latest = moved(latest, several)
+            shifts, sizes = latest.shifts, latest.sizes()
             more = excess(several, sizes, setup.steps)
         if not more:
             break
@@ -77,10 +88,11 @@ def solve(run: Run, setup: Capture, given: Mapping[str, Sequence[Fraction]] | No
     return changes
 
 
-def _shared_inits(setup: Capture, several: Mapping[str, int]) -> dict[str, Shift]:
+def _shared_inits(own: Measurement, several: Mapping[str, int]) -> dict[str, Shift]:
     """Initial values at which the first growing output of a parameter of several uses is Θ(1): the others follow it."""
+    setup = own.capture
     shifts = {name: Shift() for name in parameter_names(setup)}
-    sizes = measure(setup, deepest=HALF) if several else Sizes({})
+    sizes = own.sizes(HALF) if several else Sizes({})
     for name in several:
         starts = [sizes.by_use.get(("start", name, 0, use), ZERO).exponent for use in grown_uses(setup, name)]
         first = next((e for e in starts if e != -math.inf), None)
@@ -94,37 +106,41 @@ def _matters(setup: Capture, name: str, key: str) -> bool:
     return value is not None and value.coefficient != 0
 
 
-def moved(setup: Capture, start: Mapping[str, Shift], several: Mapping[str, int]) -> dict[str, Shift]:
+def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
     """Exponents of initial values and learning rates: single moves, each traced again, until nothing is left to move.
 
     The sizes are piecewise linear in the exponents, with pieces that only the trace knows (cancellation, saturation):
     a linear program would solve one piece and have to be traced again like a move. What the moves end at is measured
     by the trace itself, so it does not depend on the way there.
     """
+    setup, latest = start.capture, start
     names = [name for name in parameter_names(setup) if trained(setup, name)]
     random = [name for name in parameter_names(setup) if init_exponent(setup, name) != -math.inf]
-    shifts = dict(start)
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
     deepest = 2 * HALF
     for _ in range(_MOST_ROUNDS):
-        sizes = measure(setup, shifts, deepest=deepest)
+        sizes = latest.sizes(deepest)
         if excess(several, sizes, setup.steps):
-            return shifts  # a matter of multipliers
+            return latest  # a matter of multipliers
         moves = _first_effects(setup, sizes, [name for name in names if name not in late])
         if not moves:
             moves, grown = _growth(setup, sizes, names, random)
             late |= grown
         moves = moves or _small(setup, sizes, sorted(late), random)
         if not moves and deepest == DEEPEST:
-            return shifts
+            return latest
         if not moves:
             if all(size.bound != math.inf for (quantity, *_), size in sizes.found.items() if quantity == "effect"):
-                return shifts
+                return latest
             deepest = DEEPEST  # what is not known at all may only have been cut off
+            continue
         shifts = {
-            n: Shift(s.init - m.init, s.rate - m.rate) for n, s in shifts.items() for m in (moves.get(n, Shift()),)
+            n: Shift(s.init - m.init, s.rate - m.rate)
+            for n, s in latest.shifts.items()
+            for m in (moves.get(n, Shift()),)
         }
+        latest = Measurement(setup, shifts, latest)
     raise UndeterminedLimitError(
         f"no maximal update parametrization found in {_MOST_ROUNDS} rounds",
         where=", ".join(list(moves)[:3]),

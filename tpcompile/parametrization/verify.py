@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from tpcompile.capture import Capture
+from tpcompile.collector import put_off
 from tpcompile.errors import TpcompileError
 from tpcompile.laws import Law
 from tpcompile.parametrization.advice import advice_lines
 from tpcompile.parametrization.cases import cases, open_values
 from tpcompile.parametrization.changes import Run
-from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, measure, parameter_names, trained
+from tpcompile.parametrization.measure import Measurement, Shift, Sizes, init_exponent, parameter_names, trained
 from tpcompile.parametrization.report import ParameterReport, Report, first_exponent
 from tpcompile.parametrization.sizes import Size
 from tpcompile.parametrization.solve import solve
@@ -45,20 +46,23 @@ def verify(
     followed makes what comes after it undecided, and the report says so.
     """
     run = Run(make, inputs, targets, loss, optimizer, steps, init, widths)
-    setup = run.capture()
-    report = make_report(setup, measure(setup))
-    return advised(run, setup, report) if advice else report
+    with put_off():
+        setup = run.capture()
+        measured = Measurement(setup)
+        report = make_report(setup, measured.sizes())
+        return advised(run, measured, report) if advice else report
 
 
-def advised(run: Run, setup: Capture, report: Report) -> Report:
+def advised(run: Run, measured: Measurement, report: Report) -> Report:
     """The report with what to change for maximal updates, applied to the factory and verified again."""
+    setup = measured.capture
     try:
-        changes = solve(run, setup)
+        changes = solve(run, measured)
         lines = advice_lines(setup, changes)
         if not lines:
             return report
         applied = run.changed(changes).capture()
-        after = make_report(applied, measure(applied))
+        after = make_report(applied, Measurement(applied, earlier=measured).sizes())
     except TpcompileError as error:
         return replace(report, notes=(*report.notes, f"no maximal update rules were found: {error}"))
     if not after.stable:
