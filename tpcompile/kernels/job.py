@@ -19,6 +19,7 @@ from tpcompile.kernels.plan import Pairs, Plan
 
 BLOCK_BYTES = 2**19  # of one array over a block: some of them fit a core's cache
 ROWS = 256  # of a block: the part of a symmetric matrix that is computed twice is small
+LONG_RUN = 16  # columns of a block
 KEPT_BYTES = 2**25  # of what depends on one set of inputs only
 
 Tick = Callable[[int, int], None]
@@ -91,7 +92,7 @@ class Job:
                     target[columns, rows][side:] = _transposed(value[:, side:])
 
         with torch.no_grad(), _workers(len(tasks)) as run:
-            sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted)
+            sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted, width)
             plan = order(wanted, sides.keys())
             for _ in run(work, tasks):
                 done += 1
@@ -103,14 +104,25 @@ class Job:
                     target[at, at] = values
         return out
 
-    def _sides_known(self, x1: Tensor, x2: Tensor, wanted: Sequence[Array]) -> dict[Array, tuple[Tensor, int]]:
-        """Values of what depends on one set of inputs only, with that set; nothing if that is too much."""
+    def _sides_known(
+        self, x1: Tensor, x2: Tensor, wanted: Sequence[Array], width: int
+    ) -> dict[Array, tuple[Tensor, int]]:
+        """Values of what depends on one set of inputs only, with that set; nothing if that is too much.
+
+        With blocks of many columns inputs come last in memory, and so in all that is computed from them: positions are
+        then shifted and added in long runs.
+        """
         found = one_sided(wanted, self.plan.moments.dependent)
         item = torch.finfo(self.dtype).bits // 8
         if sum(math.prod(array.sizes) for array, _ in found) * max(len(x1), len(x2)) * item > KEPT_BYTES:
             return {}
         values = self._run(x1, x2).evaluate([array for array, _ in found])
-        return {a: (v, copy) for (a, copy), v in zip(found, values, strict=True) if v is not None}
+        last = width >= LONG_RUN
+        return {
+            a: (_inputs_last(v) if last else v, copy)
+            for (a, copy), v in zip(found, values, strict=True)
+            if v is not None
+        }
 
     def _differentiable(self, *inputs: Tensor) -> bool:
         values = [*inputs, *(v for v in self.variances.values() if isinstance(v, Tensor))]
@@ -166,6 +178,11 @@ def _matrix(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if dtype in (torch.float32, torch.float64):
         return torch.from_numpy(np.empty(shape, item.numpy().dtype))
     return item.new_empty(shape)
+
+
+def _inputs_last(value: Tensor) -> Tensor:
+    """The same with the pair axes last in memory."""
+    return value.movedim((0, 1), (-2, -1)).contiguous().movedim((-2, -1), (0, 1))
 
 
 def _part(value: Tensor, copy: int, where: slice) -> Tensor:

@@ -6,12 +6,13 @@ their own, equal arrays become one, and a factor that several terms share is tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
-from tpcompile.evaluate.gaussian import reads
+from tpcompile.evaluate.gaussian import placed, reads
 from tpcompile.evaluate.gaussian.terms import (
     Array,
     DualArray,
@@ -20,6 +21,7 @@ from tpcompile.evaluate.gaussian.terms import (
     IntegralArray,
     Label,
     ReshapeArray,
+    ScalarArray,
     SingleArray,
     SumArray,
     Term,
@@ -39,6 +41,7 @@ class Factoring:
     done: dict[Array, Array] = field(default_factory=dict)
     known: dict[object, Array] = field(default_factory=dict)
     steps: dict[Array, reads.ReadArray] = field(default_factory=dict)
+    serials: dict[Array, int] = field(default_factory=dict)
 
     def __call__(self, array: Array) -> Array:
         """The same values in fewer operations."""
@@ -50,6 +53,8 @@ class Factoring:
     def _rewritten(self, array: Array) -> Array:
         if isinstance(array, SumArray):
             return self._sum([self._parts(term, array) for term in array.terms], array.out, array.lengths, array.sizes)
+        if isinstance(array, ScalarArray):
+            return self._number(array)
         if isinstance(array, EyeArray):
             return self.known.setdefault((EyeArray, array.sizes), array)
         if isinstance(array, DualArray | SingleArray | GatherArray | ReshapeArray):
@@ -64,6 +69,20 @@ class Factoring:
             rows = tuple(tuple(self(x) for x in row) for row in array.covariances)
             return replace(array, covariances=rows, means=tuple(None if x is None else self(x) for x in array.means))
         return array
+
+    def _number(self, array: ScalarArray) -> Array:
+        """A number of the program, with the numbers whose entries it moves as a step."""
+        found = self.known.setdefault((ScalarArray, array.node, array.copy), array)
+        if found is array:
+            moved = placed.moved(array.node, self.constant)
+            if moved is not None:
+                node, places = moved
+                sizes = tuple(d for d in node.dims if isinstance(d, int) and d != 1) or (1,)
+                source = self._number(ScalarArray(sizes, node, array.copy))
+                read = reads.placed(source, places, range(len(array.sizes)), dict(enumerate(array.sizes)))
+                if read is not None:
+                    self.steps[array] = read
+        return found
 
     def _moved(self, array: Array) -> Array:
         """A move at constant places as a read."""
@@ -117,10 +136,15 @@ class Factoring:
             if not summed and all(len(set(labels)) == len(labels) for _, labels in inner):
                 found += inner
                 continue
-            inner = [self._alone(use, inner, summed, array.lengths) for use in inner]
+            inner = self._sorted([self._alone(use, inner, summed, array.lengths) for use in inner])
             out = tuple(dict.fromkeys(x for _, labels in inner for x in labels if x in array.out))
-            found.append((self._array((Term(1.0, tuple(inner)),), out, array.lengths, None), out))
+            through = self._through(inner, out, array.lengths)
+            found.append((through or self._array((Term(1.0, tuple(inner)),), out, array.lengths, None), out))
         return Term(term.coefficient * times, tuple(found))
+
+    def _sorted(self, uses: Sequence[Use]) -> list[Use]:
+        """The factors of a product in one order: equal products are then the same."""
+        return sorted(uses, key=lambda use: self.serials.setdefault(use[0], len(self.serials)))
 
     def _alone(self, use: Use, among: Sequence[Use], summed: set[Label], lengths: Mapping[Label, int]) -> Use:
         """A read summed over what no other factor depends on."""
@@ -130,6 +154,43 @@ class Factoring:
         if not isinstance(self._step(array), reads.ReadArray) or len(among) == 1 or len(out) == len(set(labels)):
             return use
         return self._array((Term(1.0, (use,)),), out, lengths, None), out
+
+    def _through(self, uses: Sequence[Use], out: tuple[Label, ...], lengths: Mapping[Label, int]) -> Array | None:
+        """A sum over products of moved numbers as the sum of the moved product, where that is less work.
+
+        Windows of two inputs are multiplied and summed: their entries are multiplied once, and the products summed.
+        """
+        if len(uses) < 2 or not any(isinstance(self._step(a), reads.ReadArray) for a, _ in uses):
+            return None
+        names: dict[object, Label] = {}
+        places: dict[Label, reads.Place] = {}
+        inner: list[Use] = []
+        for array, labels in uses:
+            source, own = reads.opened(self._step(array), labels, lengths)
+            axes = []
+            for index, where in own:
+                name = names.setdefault((_hashable(index), where), len(names))
+                places[name] = index, where
+                axes.append(name)
+            inner.append((source, tuple(axes)))
+        sizes = {x: n for a, axes in inner for x, n in zip(axes, a.sizes, strict=True)}
+        summed = [k for k in dict.fromkeys(x for _, labels in uses for x in labels) if k not in out]
+        for k in summed:  # what is read in place by one axis alone is summed inside
+            readers = [x for x, (_, where) in places.items() if k in where]
+            if len(readers) == 1 and reads.whole(places[readers[0]], sizes[readers[0]]):
+                del places[readers[0]]
+        if not places:
+            return None
+        product = self._array((Term(1.0, tuple(inner)),), tuple(places), sizes, None)
+        found = reads.placed(product, list(places.values()), out, lengths)
+        if found is None or not found.groups:
+            return None
+        shared = set.intersection(*(set(labels) for _, labels in uses)) & set(out)
+        direct = math.prod(lengths[x] for x in {x for _, labels in uses for x in labels})
+        direct //= 1 if shared else 4  # a matrix product does four additions in the time of one
+        if math.prod(sizes.values()) + reads.effort(found) > direct:
+            return None
+        return self._canonical(found) if found.summed else found
 
     def _sum(
         self, terms: Sequence[Term], out: tuple[Label, ...], lengths: Mapping[Label, int], sizes: tuple[int, ...] | None

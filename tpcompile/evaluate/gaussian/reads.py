@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +106,41 @@ def summed(
     used = {k for _, where in found.places for k in where}
     times = math.prod(n for k, n in enumerate(counts) if k >= len(out) and k not in used)
     return found, times
+
+
+def placed(
+    source: Array, places: Sequence[Place], out: Sequence[Label], lengths: Mapping[Label, int]
+) -> ReadArray | None:
+    """``sum source[i_0, i_1, ..]``, indices over any labels, summed over those that are not in ``out``."""
+    names = {x: i for i, x in enumerate(dict.fromkeys([*out, *(k for _, where in places for k in where)]))}
+    counts = [lengths[x] for x in names]
+    own: list[Place] = [(index, tuple(names[k] for k in where)) for index, where in places]
+    return _read(source, own, counts[: len(out)], counts)
+
+
+def opened(array: Array, labels: Sequence[Label], lengths: Mapping[Label, int]) -> tuple[Array, list[Place]]:
+    """The source of an array under labels, and where its axes are read; of an array that is no read, in place."""
+    if not isinstance(array, ReadArray) or array.summed:
+        own = [(torch.arange(lengths[x]), (x,)) for x in labels]
+        return array, [_reduced(place, n) for place, n in zip(own, array.sizes, strict=True)]
+    return array.source, [_diagonal((index, tuple(labels[k] for k in where))) for index, where in array.places]
+
+
+def whole(place: Place, size: int) -> bool:
+    """True if an axis is read entry by entry under one label."""
+    index, where = place
+    return len(where) == 1 and torch.equal(index, torch.arange(size))
+
+
+def effort(read: ReadArray) -> int:
+    """Additions for a pair of inputs."""
+    size = math.prod(read.source.sizes)
+    total = 0
+    for group in read.groups or ():
+        before = math.prod(read.source.sizes[a] for a in group.axes)
+        size = size // before * math.prod(group.lengths)
+        total += size * max(1, len(group.offsets) - 1)
+    return total
 
 
 def straightened(read: ReadArray) -> tuple[ReadArray | None, tuple[Label, ...]]:
@@ -255,30 +290,64 @@ def evaluate_read(array: ReadArray, source: Tensor) -> Tensor:
     return value.permute(0, 1, *(2 + d for d in order)).reshape(*value.shape[:2], *array.sizes)
 
 
+Box = tuple[tuple[int, int], ...]  # start and count on every axis of a group
+
+
 def _apply(group: Group, value: Tensor) -> Tensor:
     if not group.offsets:
         return value.sum([2 + a for a in group.axes], keepdim=True)
-    sizes = [value.shape[2 + a] for a in group.axes]
-    whole = tuple((Stretch(0, 0, 1, n),) for n in sizes)
-    offsets = list(group.offsets)
-    if whole in offsets and tuple(sizes) == group.lengths:
-        if len(offsets) == 1:
-            return value
-        offsets.remove(whole)
-        out = value.clone(memory_format=torch.contiguous_format)
+    pieces = [runs for offset in group.offsets for runs in itertools.product(*offset)]
+    targets: list[Box] = [tuple((run.to, run.count) for run in runs) for runs in pieces]
+    whole: Box = tuple((0, n) for n in group.lengths)
+    sources = [_source(group, value, runs) for runs in pieces]
+    if whole not in targets:
+        out = _shaped(group, value).zero_()
     else:
-        shape = list(value.shape)
-        for a, n in zip(group.axes, group.lengths, strict=True):
-            shape[2 + a] = n
-        out = value.new_zeros(shape)
-    for offset in offsets:
-        for runs in itertools.product(*offset):
-            target, source = out, value
-            for a, run in zip(group.axes, runs, strict=True):
-                target = target.narrow(2 + a, run.to, run.count)
-                stop = run.start + run.step * (run.count - 1) + 1
-                source = source.narrow(2 + a, run.start, stop - run.start)
-                if run.step > 1:
-                    source = source[(slice(None),) * (2 + a) + (slice(None, None, run.step),)]
-            target.add_(source)
+        base = sources.pop(at := targets.index(whole))
+        targets.pop(at)
+        if not sources:
+            return base
+        out = _shaped(group, value)
+        if value.requires_grad:
+            out = out.copy_(base)
+        else:  # the first two in one pass
+            first = targets.pop(0)
+            torch.add(_cut(group, base, first), sources.pop(0), out=_cut(group, out, first))
+            for box in _around(first, whole):
+                _cut(group, out, box).copy_(_cut(group, base, box))
+    for target, source in zip(targets, sources, strict=True):
+        _cut(group, out, target).add_(source)
     return out
+
+
+def _source(group: Group, value: Tensor, runs: Sequence[Stretch]) -> Tensor:
+    for a, run in zip(group.axes, runs, strict=True):
+        value = value.narrow(2 + a, run.start, run.step * (run.count - 1) + 1)
+        if run.step > 1:
+            value = value[(slice(None),) * (2 + a) + (slice(None, None, run.step),)]
+    return value
+
+
+def _cut(group: Group, value: Tensor, box: Box) -> Tensor:
+    for a, (start, count) in zip(group.axes, box, strict=True):
+        value = value.narrow(2 + a, start, count)
+    return value
+
+
+def _around(box: Box, whole: Box) -> Iterator[Box]:
+    """What is left of the whole without a box, in boxes."""
+    for d, ((start, count), (_, size)) in enumerate(zip(box, whole, strict=True)):
+        for low, high in ((0, start), (start + count, size)):
+            if low < high:
+                yield (*box[:d], (low, high - low), *whole[d + 1 :])
+
+
+def _shaped(group: Group, value: Tensor) -> Tensor:
+    """Memory for the result, its axes in the order of the value's."""
+    shape = list(value.shape)
+    for a, n in zip(group.axes, group.lengths, strict=True):
+        shape[2 + a] = n
+    order = sorted(range(value.dim()), key=value.stride, reverse=True)
+    if 0 in value.stride():
+        order = list(range(value.dim()))
+    return value.new_empty([shape[d] for d in order]).permute([order.index(d) for d in range(value.dim())])

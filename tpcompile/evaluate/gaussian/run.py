@@ -12,6 +12,7 @@ from torch import Tensor
 from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate import duals
+from tpcompile.evaluate.gaussian import products
 from tpcompile.evaluate.gaussian.moments import Moments
 from tpcompile.evaluate.gaussian.order import Order, PairKey, order, pair_key
 from tpcompile.evaluate.gaussian.radial import Tilt, TiltArray, TiltedCovariance
@@ -148,7 +149,7 @@ class Run:
                 continue
             if total is None and isinstance(constant, float) and constant:
                 total, constant = self._number(constant, len(array.out)), 0.0
-            total, owned = _added(total, owned, coefficient, factors)
+            total, owned = products.added(total, owned, coefficient, factors)
         if total is None:
             return self._number(constant, len(array.out))
         if isinstance(constant, float) and not constant:
@@ -168,7 +169,7 @@ class Run:
             if isinstance(a, VarianceArray) and not isinstance(self.variances.get(a.name), Tensor):
                 coefficient = coefficient * self.variances.get(a.name, a.value)
                 continue
-            value, labels = _diagonal(self.value(a), labels)
+            value, labels = products.diagonal(self.value(a), labels)
             if not labels and value.numel() == 1:
                 coefficient = coefficient * (value.reshape(()) if value.requires_grad else float(value))
             else:
@@ -178,9 +179,12 @@ class Run:
         coefficient = coefficient * math.prod(array.lengths[x] for x in summed - carried)
         if summed:
             return coefficient, [self._einsum(factors, out)]
-        return coefficient, [_aligned(x, labels, out) for x, labels in factors]
+        return coefficient, [products.aligned(x, labels, out) for x, labels in factors]
 
     def _einsum(self, factors: Sequence[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
+        found = products.short(factors, out)
+        if found is not None:
+            return found
         names: dict[int, str] = {}
         for _, labels in factors:
             for x in labels:
@@ -188,7 +192,7 @@ class Run:
         words = [_PAIR + "".join(names[x] for x in labels) for _, labels in factors]
         target = _PAIR + "".join(names[x] for x in out if x in names)
         value = torch.einsum(",".join(words) + "->" + target, *(x for x, _ in factors))
-        return _aligned(value, tuple(x for x in out if x in names), out)
+        return products.aligned(value, tuple(x for x in out if x in names), out)
 
     # expectations --------------------------------------------------------------------------
 
@@ -319,58 +323,6 @@ def batched(node: Node, operands: Sequence[Tensor], dtype: torch.dtype, length: 
         return execute(node.op, list(x), node.dims, width, dtype)
 
     return torch.vmap(one, dims)(*values)
-
-
-def _added(total: Tensor | None, owned: bool, coefficient: Any, factors: Sequence[Tensor]) -> tuple[Tensor, bool]:
-    """A sum and a product of tensors times a number, in few passes over memory; in place where it may be."""
-    if torch.is_tensor(coefficient):
-        value = coefficient * math.prod(factors[1:], start=factors[0])
-        return (value if total is None else total + value), False
-    first, *others = sorted(factors, key=lambda x: -x.numel())
-    if others and 8 * others[-1].numel() <= first.numel():  # numbers go to what is small
-        others[-1], coefficient = others[-1] * coefficient, 1.0
-    while len(others) > 1:
-        last = others.pop()
-        others[-1] = others[-1] * last
-    if total is None:
-        if not others:
-            return (first, False) if coefficient == 1 else (first * coefficient, True)
-        value = first * others[0]
-        return value if coefficient == 1 else value.mul_(coefficient), True
-    if owned and all(_fits(x.shape, total.shape) for x in (first, *others)):
-        value = total.addcmul_(first, others[0], value=coefficient) if others else total.add_(first, alpha=coefficient)
-        return value, True
-    if others:
-        return torch.addcmul(total, first, others[0], value=coefficient), True
-    return torch.add(total, first, alpha=coefficient), True
-
-
-def _fits(shape: Sequence[int], into: Sequence[int]) -> bool:
-    return all(n in (1, m) for n, m in zip(shape, into, strict=True))
-
-
-def _diagonal(value: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
-    """An array over labels of which some are equal, on the diagonal."""
-    while len(set(labels)) < len(labels):
-        j = next(i for i, x in enumerate(labels) if x in labels[:i])
-        i = labels.index(labels[j])
-        first, second = value.shape[2 + i], value.shape[2 + j]
-        if first == second:
-            value = value.diagonal(0, 2 + i, 2 + j).movedim(-1, 2 + i)
-        else:  # one of them does not depend on the axis
-            value = value.squeeze(2 + (j if second == 1 else i))
-        labels = labels[:j] + labels[j + 1 :]
-    return value, labels
-
-
-def _aligned(value: Tensor, labels: tuple[int, ...], out: tuple[int, ...]) -> Tensor:
-    """A tensor over labels as one over ``out``: axes permuted, missing ones of length 1."""
-    if labels == out:
-        return value
-    order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
-    value = value.permute(0, 1, *(2 + i for i in order))
-    have = iter(value.shape[2:])
-    return value.reshape(*value.shape[:2], *(next(have) if x in labels else 1 for x in out))
 
 
 def _on_pair(x: Tensor, copy: int) -> Tensor:
