@@ -101,6 +101,8 @@ sample("ge.Scalar ge.Tensor", lambda h, m: h * (h >= 0.1) + (h >= m.b))
 sample("eq.Scalar eq.Tensor", lambda h, m: h * (h == 0.1) + h * (h == m.b) + h)
 sample("ne.Scalar ne.Tensor", lambda h, m: h * (h != 0.1) + h * (h != m.b))
 sample("clamp.default clamp_min.default", lambda h, m: h.clamp(-0.5, 0.7) + aten.clamp_min(h, 0.2))
+sample("clamp_min.Tensor clamp_max.Tensor", lambda h, m: aten.clamp_min(h, m.b) * aten.clamp_max(h, m.b))
+sample("clamp_max.default", lambda h, m: aten.clamp_max(h, 0.2))
 sample("maximum.default minimum.default", lambda h, m: torch.maximum(h, m.b) * torch.minimum(h, m.b))
 sample("logical_and.default logical_not.default", lambda h, m: h * ((h > 0).logical_and((h < 1).logical_not())))
 sample("bitwise_and.Tensor bitwise_not.default", lambda h, m: h * ((h > 0) & ~(h < 1)))
@@ -119,6 +121,8 @@ sample("addmv.default", lambda h, m: torch.addmv(m.b, m.w, m.b, beta=0.5) * h)
 sample("baddbmm.default", lambda h, m: torch.baddbmm(h, torch.bmm(h, h.transpose(1, 2)) / m.n, h, beta=0.5))
 
 # reductions
+sample("logsumexp.default logaddexp.default", lambda h, m: torch.logaddexp(h, m.b) * h.logsumexp(1, keepdim=True))
+sample("cumsum.default", lambda h, m: h.cumsum(1) * h.cumsum(-2).sin())
 sample("sum.default mean.default", lambda h, m: h * h.square().mean() + h.sin().sum() / m.n)
 sample("sum.dim_IntList mean.dim", lambda h, m: h * h.mean(1, keepdim=True) + h.sum(1, keepdim=True))
 sample("linalg_vector_norm.default", lambda h, m: h / torch.linalg.vector_norm(h, dim=-1, keepdim=True))
@@ -130,6 +134,10 @@ sample("glu.default glu_backward.default", lambda h, m: F.glu(h, 1))
 sample(
     "glu_jvp.default",
     lambda h, m: F.glu(h, 1) + aten.glu_jvp(F.glu(x := h.detach(), 1), x, x.sin(), 1),
+)
+sample(
+    "_prelu_kernel.default _prelu_kernel_backward.default",
+    lambda h, m: F.prelu(h, m.b.mean(0, keepdim=True)) + aten._prelu_kernel(h, m.b),
 )
 sample("_softmax.default _softmax_backward_data.default", lambda h, m: logits(h, m).softmax(-1)[..., None] * h)
 sample("_safe_softmax.default", lambda h, m: aten._safe_softmax(logits(h, m), -1)[..., None] * h)
@@ -155,6 +163,7 @@ sample("unsqueeze.default squeeze.dim squeeze.dims", lambda h, m: h[:, None, :, 
 sample("squeeze.default", lambda h, m: aten.squeeze(h.unsqueeze(1)))
 sample("expand.default", lambda h, m: h + m.b.expand(N, -1) * h[:, :1].expand(-1, N, -1))
 sample("transpose.int permute.default", lambda h, m: h.transpose(0, 1).permute(1, 0, 2))
+sample("repeat.default", lambda h, m: h.repeat(1, 2, 1) * m.b.repeat(4, 2 * N, 1))
 sample("clone.default", lambda h, m: h.clone())
 sample("_to_copy.default", lambda h, m: h * h.to(torch.float64).to(h.dtype))
 sample("slice.Tensor slice_backward.default", lambda h, m: h[:, 1:5:2])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import fx
 
-from tpcompile.capture.graph import Complement, GraphNode, Origin, Ref, Size
-from tpcompile.capture.powers import power_of, size_of
+from tpcompile.capture.graph import Binomial, GraphNode, Origin, Ref, Scaled, Size
+from tpcompile.capture.powers import binomial_of, power_of, size_of
 from tpcompile.capture.unroll import ProbeTrace
 from tpcompile.errors import FactoryError
 
@@ -216,8 +217,11 @@ class _Comparison:
         if scaled is None and self.node.meta["origin"].phase == "update":  # a decoupled weight decay
             less = power_of([1 - v for v in values], self.widths, tolerance=1e-6)
             if less is not None:
-                return Complement(less)
+                return Binomial(Scaled(1.0, Fraction(0)), Scaled(-less.coefficient, less.exponent))
         if scaled is None:
+            binomial = binomial_of(values, self.widths)
+            if binomial is not None:
+                return binomial
             raise self._error(
                 f"has an argument that is not c * n^e, a constant times a power of the width ({self._show(values)})"
             )

@@ -24,10 +24,12 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Complement:
-    """A number ``1 - coefficient * n**exponent``, as decoupled weight decay makes of a learning rate."""
+class Binomial:
+    """A number ``first + second``, or one over it: ``1 - lr * weight_decay`` of a decoupled decay, ``1 / (n - 1)``."""
 
-    less: Scaled
+    first: Scaled
+    second: Scaled
+    inverse: bool = False
 
 
 @dataclass(frozen=True)

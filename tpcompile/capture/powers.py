@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from tpcompile.capture.graph import Scaled, Size
+import numpy as np
+
+from tpcompile.capture.graph import Binomial, Scaled, Size
 
 MAX_DENOMINATOR = 12
 _MAX_SIZE_POWER = 4
@@ -36,3 +39,21 @@ def power_of(values: Sequence[float], widths: Sequence[int], tolerance: float = 
     if any(abs(c - coefficients[0]) > tolerance * abs(coefficients[0]) for c in coefficients):
         return None
     return Scaled(float(f"{coefficients[0]:.15g}"), exponent)
+
+
+def binomial_of(values: Sequence[float], widths: Sequence[int]) -> Binomial | None:
+    """``c * n**e * (n + s)`` or ``c * n**e / (n + s)`` with a half-integer e, or None."""
+    n = np.array(widths, dtype=float)
+    y = np.array(values, dtype=float)
+    if len(n) < 3 or not np.isfinite(y).all() or not y.all():
+        return None
+    for inverse, half in itertools.product((True, False), sorted(range(-8, 9), key=abs)):
+        line = n ** (half / 2) / y if inverse else y / n ** (half / 2)  # proportional to n + s
+        slope = (line[-1] - line[0]) / (n[-1] - n[0])
+        offset = line[0] - slope * n[0]
+        if slope and np.allclose(line, slope * n + offset, rtol=1e-9, atol=0.0):
+            power = Fraction(half, 2)
+            if inverse:
+                power = -power
+            return Binomial(Scaled(float(slope), power + 1), Scaled(float(offset), power), inverse)
+    return None

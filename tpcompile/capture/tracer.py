@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._decomp import decomposition_table
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,6 +44,13 @@ _UNINITIALISED = frozenset(
         *(torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default),
         *(torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default),
         torch.ops.aten.new_empty_strided.default,
+    }
+)
+# Moves of entries that torch itself writes as views and permutations, where no kernel of its own is at hand.
+_WRITTEN_OUT = frozenset(
+    {
+        *(torch.ops.aten.pixel_shuffle.default, torch.ops.aten.pixel_unshuffle.default),
+        *(torch.ops.aten.channel_shuffle.default, torch.ops.aten.rot90.default),
     }
 )
 _READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
@@ -79,6 +87,13 @@ def _facts(func: torch._ops.OpOverload) -> _Facts:
         mutated=tuple(i for i, _ in mutated),
         mutated_names=tuple(name for _, name in mutated),
     )
+
+
+def _made_by(node: fx.Node) -> Any:
+    """The operation that made a value, seen through other names of the same memory."""
+    while node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+        node = node.all_input_nodes[0]
+    return node.target
 
 
 def _by_integers(indices: Any) -> bool:
@@ -178,6 +193,9 @@ class Tracer(TorchDispatchMode):
         if func._schema.name.startswith("aten::_foreach_"):  # of many tensors: torch's own loop over them
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
+        if func in _WRITTEN_OUT:
+            with self:
+                return decomposition_table[func](*args, **kwargs)
         facts = _facts(func)
         if facts.random:
             raise CaptureError(
@@ -248,7 +266,7 @@ class Tracer(TorchDispatchMode):
     def _counts(self, node_args: Any, node_kwargs: Any, mutated: list[torch.Tensor]) -> bool:
         """True if single numbers that do not depend on the data change in place."""
         constant = self._is_constant(node_args) and self._is_constant(node_kwargs)
-        return constant and all(t.dim() == 0 and self.node_of(t).target not in _VALUE_FREE for t in mutated)
+        return constant and all(t.dim() == 0 and _made_by(self.node_of(t)) not in _VALUE_FREE for t in mutated)
 
     def _check_mutation(self, func: Any, mutated: list[torch.Tensor]) -> None:
         for tensor in mutated:

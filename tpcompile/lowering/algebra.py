@@ -7,7 +7,7 @@ remembered as its remainder.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -18,6 +18,7 @@ from tpcompile.errors import UnstableError, UnsupportedOperationError
 from tpcompile.ir import Builder, Const, Dims, Node, Width
 from tpcompile.lowering.axes import refactored
 from tpcompile.lowering.nodes import Nodes, Weighted
+from tpcompile.lowering.remainders import of_product, of_sum
 from tpcompile.lowering.value import Axes, Axis, Term, Value, extent, flat, largest, plus
 
 
@@ -49,14 +50,14 @@ class Algebra:
     def number(self, coefficient: float, exponent: Fraction = Fraction(0), axes: Axes = ()) -> Value:
         """A constant value."""
         if coefficient == 0.0:
-            return Value(axes, ())
+            return self.zeros(axes)
         coefficient, exponent = self.power(coefficient, exponent)
         node = self.nodes.expand(self.builder.node(Const(coefficient)), flat(axes))
-        return Value(axes, ((exponent, node),))
+        return Value(axes, ((exponent, node),), touches=frozenset())
 
     def zeros(self, axes: Axes) -> Value:
         """Exactly zero."""
-        return Value(axes, ())
+        return Value(axes, (), touches=frozenset())
 
     # assembling ----------------------------------------------------------------------------
 
@@ -87,7 +88,9 @@ class Algebra:
         """``sum_i c_i x_i`` with broadcasting."""
         axes = self.common_axes(*(v.axes for _, v in summands))
         items = [(e, c, node) for c, v in summands for e, node in self.fit(v, axes).terms]
-        return self.collect(axes, items, largest(*(v.remainder for c, v in summands if c != 0.0)))
+        out = self.collect(axes, items, largest(*(v.remainder for c, v in summands if c != 0.0)))
+        values = [v for c, v in summands if c != 0.0]
+        return replace(out, touches=_touched(values), multiples=of_sum(values, out.remainder, self.parity))
 
     def scale(self, value: Value, coefficient: float, exponent: Fraction = Fraction(0)) -> Value:
         """``coefficient * n**exponent * value``."""
@@ -95,7 +98,9 @@ class Algebra:
             return self.zeros(value.axes)
         coefficient, exponent = self.power(coefficient, exponent)
         items = [(e + exponent, coefficient, node) for e, node in value.terms]
-        return replace(self.collect(value.axes, items, plus(value.remainder, exponent)), touches=value.touches)
+        scaled = self.collect(value.axes, items, plus(value.remainder, exponent))
+        multiples = tuple(replace(m, rest=plus(m.rest, exponent)) for m in value.multiples)
+        return replace(scaled, touches=value.touches, multiples=multiples)
 
     def common_axes(self, *all_axes: Axes) -> Axes:
         """Right-aligned broadcasting of torch axes."""
@@ -151,11 +156,13 @@ class Algebra:
                 node = self.nodes.mul([x, y], dims)
                 if node is not None:
                     items.append((ea + eb, 1.0, node))
-        return self.collect(axes, items, largest(plus(a.remainder, b.lead), plus(a.lead, b.remainder)))
+        out = self.collect(axes, items, largest(plus(a.remainder, b.lead), plus(a.lead, b.remainder)))
+        return replace(out, touches=_touched((a, b)), multiples=of_product(a, b, out.remainder, self.parity))
 
     def cut(self, value: Value, remainder: Fraction) -> Value:
         """Forget everything at or below this exponent."""
-        return self.collect(value.axes, [(e, 1.0, x) for e, x in value.terms], largest(value.remainder, remainder))
+        shorter = self.collect(value.axes, [(e, 1.0, x) for e, x in value.terms], largest(value.remainder, remainder))
+        return replace(shorter, touches=value.touches)
 
     # limits --------------------------------------------------------------------------------
 
@@ -207,3 +214,9 @@ class Algebra:
         scaled = self.nodes.scale(number, self.nodes.expand(base, dims))
         assert scaled is not None
         return scaled
+
+
+def _touched(values: Iterable[Value]) -> frozenset[str] | None:
+    """Parameters that any of the values touches; None if one of them does not say."""
+    sets = [v.touches for v in values]
+    return None if None in sets else frozenset().union(*(s for s in sets if s is not None))

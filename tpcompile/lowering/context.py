@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tpcompile.analysis.semantics import constant_value
-from tpcompile.capture.graph import Complement, GraphNode, Scaled, Size
+from tpcompile.capture.graph import Binomial, GraphNode, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dims, Finite, Init, Node, Op, Slice, Unslice, Width, reachable
 from tpcompile.lowering.algebra import Algebra
@@ -95,10 +95,9 @@ class Context:
         """A Python number or a scaled one as a value."""
         if isinstance(x, Scaled):
             return self.algebra.number(x.coefficient, x.exponent)
-        if isinstance(x, Complement):
-            return self.algebra.add(
-                (1.0, self.algebra.number(1.0)), (-1.0, self.algebra.number(x.less.coefficient, x.less.exponent))
-            )
+        if isinstance(x, Binomial):
+            total = self.algebra.add((1.0, self.number(x.first)), (1.0, self.number(x.second)))
+            return self.functions.apply("reciprocal", total) if x.inverse else total
         return self.algebra.number(float(x))
 
     def constant(self, node: Node) -> Value:
@@ -165,10 +164,11 @@ class Context:
 
     def times(self, a: Any, b: Any) -> AnyValue:
         """``a * b`` with broadcasting; two vectors of crossing width axes make an outer product."""
-        if isinstance(a, int | float | Scaled | Complement):
+        if isinstance(a, int | float | Scaled | Binomial):
             a, b = b, a
-        if isinstance(b, Complement):
-            return self.add(a, self.negate(self.times(a, b.less)))
+        if isinstance(b, Binomial):
+            a, c = self.any(a), self.number(b)
+            return self.matrices.scale_by_value(a, c) if isinstance(a, MatrixValue) else self.algebra.mul(a, c)
         if isinstance(b, int | float | Scaled):
             c, e = (b.coefficient, b.exponent) if isinstance(b, Scaled) else (float(b), Fraction(0))
             a = self.any(a)
@@ -280,22 +280,20 @@ class Context:
         if any(is_width(p.axes[dim]) for p in everything):
             return self._concat_growing(everything, dim)
         parts = [self.value(v) for v in everything]
-        axes = self.result_axes(parts[0].axes)
+        along = merge_finite([sum(length(p.axes[dim]) for p in parts)])
+        axes = (*parts[0].axes[:dim], along, *parts[0].axes[dim + 1 :])
         start = len(flat(axes[:dim]))
         total = self.algebra.zeros(axes)
-        size = axes[dim][0] if axes[dim] else 1
-        assert isinstance(size, int)
-        offset = 0
+        size, offset = length(along), 0
         pieces: list[tuple[float, Value]] = [(1.0, total)]
         for part in parts:
-            length = part.axes[dim][0] if part.axes[dim] else 1
-            assert isinstance(length, int)
-            full = (*flat(part.axes[:dim]), length, *flat(part.axes[dim + 1 :]))
-            op = Unslice(start, offset, offset + length, 1, size)
+            own = length(part.axes[dim])
+            full = (*flat(part.axes[:dim]), own, *flat(part.axes[dim + 1 :]))
+            op = Unslice(start, offset, offset + own, 1, size)
             pieces.append(
                 (1.0, self.linear(part, flat(axes), lambda n, op=op: self.node(op, n), before=full, axes=axes))
             )
-            offset += length
+            offset += own
         return self.algebra.add(*pieces)
 
     def _concat_growing(self, values: Sequence[AnyValue], dim: int) -> AnyValue:
@@ -366,7 +364,7 @@ class Context:
                 self.value(x)
             if isinstance(x, list | tuple):
                 return tuple(encode(y) for y in x)
-            if isinstance(x, Scaled):
+            if isinstance(x, Scaled | Binomial):
                 raise self.unsupported(f"{target} with a number that changes with the width")
             return x
 

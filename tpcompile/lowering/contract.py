@@ -14,13 +14,14 @@ from fractions import Fraction
 
 from tpcompile.analysis import blocks
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Dim, Fluctuation, Mul, Node, Width
+from tpcompile.ir import Dim, Fluctuation, Init, Mul, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.matrix_products import applied, inner, product
 from tpcompile.lowering.nodes import Weighted
 from tpcompile.lowering.parts import Parts
+from tpcompile.lowering.remainders import of_product, parts_of
 from tpcompile.lowering.value import (
     HALF,
     AnyValue,
@@ -28,6 +29,7 @@ from tpcompile.lowering.value import (
     Block,
     InitTerm,
     MatrixValue,
+    Multiple,
     OuterTerm,
     Value,
     extent,
@@ -132,18 +134,25 @@ class Contractions:
             items += [(exponent + e, c, node) for e, c, node in parts]
             remainder = largest(remainder, plus(exponent, noise))
         for i, (value, _) in enumerate(operands):
-            others = [v.lead for j, (v, _) in enumerate(operands) if j != i]
-            free = len(summed) == 1 and any(
-                self._unmet(value, other) for j, (other, _) in enumerate(operands) if j != i
-            )  # signs that what is left out knows nothing of: it adds up as a random sum
-            remainder = largest(remainder, plus(value.remainder, *others, HALF if free else Fraction(len(summed))))
-        return self.a.collect(out_axes, items, remainder)
-
-    def _unmet(self, value: Value, other: Value) -> bool:
-        """True if the other factor is odd in a parameter that the value was not computed from."""
-        if value.touches is None or other.remainder is not None or not other.terms:
-            return False
-        return all(self.a.parity.odd_beyond(node, value.touches) for _, node in other.terms)
+            others = [v for j, (v, _) in enumerate(operands) if j != i]
+            parity = self.a.parity
+            left = largest(
+                *(
+                    plus(e, *(v.lead for v in others), power)
+                    for e, power in parts_of(value, others, len(summed), parity)
+                )
+            )
+            remainder = largest(remainder, left)
+        result = self.a.collect(out_axes, items, remainder)
+        values = [value for value, _ in operands]
+        if summed or result.remainder is None:
+            return result
+        kept = (
+            of_product(values[0], values[1], result.remainder, self.a.parity)
+            if len(values) == 2
+            else values[0].multiples
+        )
+        return replace(result, multiples=kept)
 
     def moment(
         self, spec: str, nodes: Sequence[Node], ratios: tuple[Fraction, ...]
@@ -303,7 +312,12 @@ class Contractions:
             moved = applied(self, p, transpose, x, words)
             items += [(e, 1.0, node) for e, node in moved.terms]
             remainder = largest(remainder, moved.remainder)
-        return self.a.collect(out_axes, items, remainder)
+        out = self.a.collect(out_axes, items, remainder)
+        if m.outers or m.entries or m.composed or m.remainder is not None or out.remainder is None:
+            return out
+        names = frozenset(_name(term.matrix) for term in m.inits)  # signs pass through an initial matrix
+        passed = (Multiple(of.nodes, of.beside | names, plus(of.rest, m.action)) for of in x.multiples)
+        return replace(out, multiples=tuple(passed))
 
     def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: Words) -> Weighted:
         """``W_f x[f]``: the finite axes of W come first, in its own order."""
@@ -373,6 +387,11 @@ def _squeezed(m: MatrixValue, labels: str) -> tuple[MatrixValue, str]:
     """Without its torch axes of length one."""
     kept = [i for i, axis in enumerate(m.axes) if axis]
     return replace(m, axes=tuple(m.axes[i] for i in kept)), "".join(labels[i] for i in kept)
+
+
+def _name(matrix: Node) -> str:
+    assert isinstance(matrix.op, Init)
+    return matrix.op.name
 
 
 def _show(axis: Axis) -> str:

@@ -8,6 +8,7 @@ expansion is one-sided, or stops.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -39,8 +40,11 @@ class Functions:
         # is zero with positive probability (behind a relu) the lower ones are taken to be zero with it.
         self.beyond = beyond
 
-    def apply(self, name: str, value: Value, order: int = 0, **params: Any) -> Value:
+    def apply(self, name: str, value: Value, order: int = 0, /, **params: Any) -> Value:
         """The derivative of that order of a nonlinearity, of a series."""
+        return replace(self._apply(name, value, order, params), touches=value.touches)
+
+    def _apply(self, name: str, value: Value, order: int, params: dict[str, Any]) -> Value:
         a, key = self.a, tuple(params.items())
         if a.width is not None:
             node = a.limit(value)

@@ -62,7 +62,8 @@ def pointwise(ctx: Context, target: str, args: Sequence[Any], kwargs: dict[str, 
     """A nonlinearity or its backward operation, if the target is one; None otherwise."""
     forward = nonlin.bind(target, args, kwargs)
     if forward is not None:
-        return _apply_forward(ctx, forward)
+        out = _apply_forward(ctx, forward)
+        return [out, out] if target in forward.nonlinearity.tuple_targets else out  # the second is a buffer
     backward = nonlin.bind_backward(target, args, kwargs)
     if backward is None:
         return None

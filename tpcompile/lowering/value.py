@@ -19,17 +19,28 @@ HALF = Fraction(1, 2)
 
 
 @dataclass(frozen=True)
+class Multiple:
+    """A remainder as a multiple of one of these nodes, by what touches no parameters but ``beside``, and of a rest."""
+
+    nodes: tuple[Node, ...]
+    beside: frozenset[str]
+    rest: Fraction | None
+
+
+@dataclass(frozen=True)
 class Value:
     """A scalar or vector ``sum_k n**e_k node_k + O(n**remainder)``; exponents descend.
 
     Every node has the dims ``flat(axes)``. No terms and remainder None: exactly zero. ``touches`` names the parameters
-    that the value was computed from, the remainder included; None where that is not known.
+    that the value was computed from, the remainder included; None where that is not known. ``multiples`` are ways to
+    say that the remainder is a multiple of something, in a product of one of its factors.
     """
 
     axes: Axes
     terms: tuple[Term, ...]
     remainder: Fraction | None = None
     touches: frozenset[str] | None = field(default=None, compare=False)
+    multiples: tuple[Multiple, ...] = field(default=(), compare=False)
 
     @property
     def lead(self) -> Fraction | None:

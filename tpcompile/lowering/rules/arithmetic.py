@@ -132,10 +132,16 @@ def clamp(ctx: Context, x: Any, low: Any = None, high: Any = None) -> Any:
     return x if high is None else minimum(ctx, x, ctx.number(high))
 
 
-@rule("aten.clamp_min.default")
+@rule("aten.clamp_min.default", "aten.clamp_min.Tensor")
 def clamp_min(ctx: Context, x: Any, low: Any) -> Any:
     """``clamp_min(self, min)``, also of what grows"""
-    return maximum(ctx, x, ctx.number(low))
+    return maximum(ctx, x, low if isinstance(low, Value) else ctx.number(low))
+
+
+@rule("aten.clamp_max.default", "aten.clamp_max.Tensor")
+def clamp_max(ctx: Context, x: Any, high: Any) -> Any:
+    """``clamp_max(self, max)``, also of what grows"""
+    return minimum(ctx, x, high if isinstance(high, Value) else ctx.number(high))
 
 
 @rule("aten.logical_and.default", "aten.bitwise_and.Tensor")
@@ -166,3 +172,9 @@ def minimum(ctx: Context, a: Any, b: Any) -> Any:
 def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Any:
     """``masked_fill(self, mask, value)`` with a mask of zeros and ones"""
     return where(ctx, mask, value, x)
+
+
+@rule("aten.logaddexp.default")
+def logaddexp(ctx: Context, a: Any, b: Any) -> Any:
+    """``logaddexp(self, other)`` = other + softplus(self - other)"""
+    return ctx.add(b, ctx.apply("softplus", ctx.add(a, ctx.negate(b)), beta=1.0, threshold=20.0))

@@ -6,11 +6,13 @@ import string
 from fractions import Fraction
 from typing import Any
 
+import torch
+
 from tpcompile.capture.graph import Scaled
 from tpcompile.ir import Width
-from tpcompile.lowering.context import Context
+from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.registry import rule
-from tpcompile.lowering.value import MatrixValue
+from tpcompile.lowering.value import MatrixValue, has_width, is_width
 
 
 @rule("aten.sum.default", "aten.sum.dim_IntList")
@@ -75,3 +77,26 @@ def _variance(ctx: Context, x: Any, dim: Any, correction: Any, keepdim: bool) ->
     if not keepdim:
         centre = ctx.with_axes(centre, tuple(a for i, a in enumerate(x.axes) if i not in dims))
     return [ctx.times(spread, ctx.reciprocal(free)), centre]
+
+
+@rule("aten.logsumexp.default")
+def logsumexp(ctx: Context, x: Any, dim: Any, keepdim: bool = False) -> Any:
+    """``logsumexp(self, dim, keepdim=False)``, of vectors over axes that do not grow"""
+    if not has_width(x.axes):
+        return ctx.finite(str(ctx.current.target), [x, dim, keepdim], {}, None, ctx.current.shape)
+    if any(is_width(x.axes[d]) for d in dim):
+        raise ctx.unsupported("a logarithm of a sum of exponentials over an axis that grows")
+    return ctx.apply("log", ctx.sum(ctx.apply("exp", x), dim, keepdim))
+
+
+@rule("aten.cumsum.default")
+def cumsum(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Any:
+    """``cumsum(self, dim)`` along an axis that does not grow"""
+    dim %= len(x.axes)
+    if is_width(x.axes[dim]):
+        raise ctx.unsupported("a running sum along an axis that grows with the width")
+    size = length(x.axes[dim])
+    labels, summed = string.ascii_letters[: len(x.axes)], string.ascii_letters[len(x.axes)]
+    source = labels[:dim] + summed + labels[dim + 1 :]
+    before = ctx.data(torch.ones(size, size, dtype=torch.float64).tril())
+    return ctx.einsum(before, labels[dim] + summed, x, source, labels)

@@ -43,6 +43,21 @@ def expand(ctx: Context, x: Any, size: Any, implicit: bool = False) -> Any:
     return ctx.expand(x, axes)
 
 
+@rule("aten.repeat.default")
+def repeat(ctx: Context, x: Any, repeats: Any) -> Any:
+    """``repeat(self, repeats)``: copies one behind the other along every axis"""
+    x = ctx.any(x)
+    rank = len(repeats)
+    if rank > len(x.axes):
+        x = ctx.with_axes(ctx.value(x), ((),) * (rank - len(x.axes)) + x.axes)
+    for dim, times in enumerate(repeats):
+        if isinstance(times, Scaled) or times < 1:
+            raise ctx.unsupported(f"{times} copies along axis {dim}")
+        if times > 1:
+            x = ctx.concat([x] * times, dim)
+    return x
+
+
 @rule("aten.t.default")
 def t(ctx: Context, x: Any) -> Any:
     """``t(self)``"""
