@@ -58,7 +58,8 @@ def test_small_biases_behind_kinks_leave_gradients_of_narrow_parameters_decided(
             m = model(n)
             F.mse_loss(m(X), Y).backward()
             points.append((math.log(n), math.log(float(m.get_parameter(name).grad.norm()))))
-    (slope, _), covariance = np.polyfit(*zip(*points, strict=True), 1, cov=True)
+    x, y = np.array(points).T
+    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
     assert abs(slope) < 3 * covariance[0, 0] ** 0.5 < 0.3
 
 
