@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernel import relu_kernels, scaled_mlp
@@ -42,19 +43,47 @@ def correlations(matrix: Tensor) -> Tensor:
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(edge_inputs(), st.sampled_from(list(ACTS)), st.sampled_from([0.0, 0.1]))
 def test_finite_symmetric_and_positive(x: Tensor, act: str, bias: float) -> None:
-    k = kernel(act, 2, bias)
-    # an arc-cosine near one rounds to the root of its argument's precision: in the NTK of a kink, and in the NNGP of
-    # erf, which is a step at lengths of 1e8, for inputs that are alike but for rounding
-    root = 64 * EPS**0.5
-    for get, rounding in (("nngp", 64 * EPS), ("ntk", root)):
+    healthy(kernel(act, 2, bias), x, nngp=64 * EPS, ntk=64 * EPS)
+
+
+def healthy(k: tp.Kernel, x: Tensor, nngp: float, ntk: float) -> None:
+    """Finite, symmetric, diagonal alike, correlations of at most one, no eigenvalue below zero: to these roundings."""
+    for get, rounding in (("nngp", nngp), ("ntk", ntk)):
         found = k(x, get=get)
         assert torch.isfinite(found).all()
         assert torch.equal(found, found.T)
         assert torch.equal(found.diagonal(), k(x, get=get, diagonal=True))
         scaled = correlations(found)
         assert float(scaled.abs().max()) <= 1 + rounding
-        least = root if act == "erf" else rounding
-        assert float(torch.linalg.eigvalsh(scaled).min()) >= -least * len(x)
+        assert float(torch.linalg.eigvalsh(scaled).min()) >= -rounding * len(x)
+
+
+SMOOTH = {"silu": F.silu, "tanh": torch.tanh, "softplus": F.softplus, "gelu": lambda h: F.gelu(h, approximate="tanh")}
+RARE = pytest.mark.slow
+
+
+@pytest.mark.parametrize("act", ["tanh", *(pytest.param(x, marks=RARE) for x in SMOOTH if x != "tanh")])
+@pytest.mark.parametrize("depth", [1, pytest.param(3, marks=RARE)])
+def test_quadrature_at_all_lengths(act: str, depth: int) -> None:
+    """Functions without closed forms, by panels where lengths are large; their stated error is 1e-10."""
+    d = torch.tensor([[0.3, -0.5, 0.8], [-0.6, 0.1, 0.4]], dtype=torch.float64)
+    x = torch.cat([d[:1], d[:1], -d[:1], 0 * d[:1], 1e8 * d, 1e-8 * d[1:]])
+    healthy(tp.kernel(scaled_mlp(SMOOTH[act], depth), torch.zeros(3)), x, nngp=1e-10, ntk=1e-10)
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("length", [1e-8, 1.0])
+def test_almost_equal_inputs(act: str, length: float) -> None:
+    """A correlation is known to a few units of rounding, and the slope of a kink at it to their root.
+
+    Nothing that is computed from inner products does better: those of inputs that differ by the root of the precision
+    are those of equal ones. For error functions of lengths of 1e8, which are steps there, the same holds.
+    """
+    generator = torch.Generator().manual_seed(0)
+    base, noise = torch.randn(2, 3, 3, dtype=torch.float64, generator=generator)
+    x = length * torch.cat([base, base + 1e-8 * noise, base * (1 + 1e-9), -base + 1e-7 * noise, base + 1e-5 * noise])
+    for bias in (0.0, 0.1):
+        healthy(kernel(act, 3, bias), x, nngp=64 * EPS, ntk=64 * EPS if act == "erf" else EPS**0.5)
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)

@@ -106,9 +106,13 @@ _LARGE = 1e4
 """Variance over that of an error function from which its arcsine is near one, where it loses half of the digits."""
 
 
+def _large(pair: Pair, s: float, t: float) -> bool:
+    return bool(pair.cov.numel()) and float(pair.var_u.max()) > _LARGE * s and float(pair.var_v.max()) > _LARGE * t
+
+
 def _arc_sine(pair: Pair, a: tuple[float, float, float], b: tuple[float, float, float]) -> Tensor:
     s, t = a[2] ** 2, b[2] ** 2
-    if pair.cov.numel() and float(pair.var_u.max()) > _LARGE * s and float(pair.var_v.max()) > _LARGE * t:
+    if _large(pair, s, t):
         # by the determinant, whose parts are not negative: a correlation is then at most that of equal inputs
         det = (pair.std_u * pair.std_v * pair.root).square_().add_(pair.var_u * t).add_(pair.var_v * s).add_(s * t)
         out = torch.atan2(pair.cov, det.sqrt_()).mul_(a[1] * b[1] * 2 / math.pi)
@@ -121,7 +125,10 @@ def _arc_sine(pair: Pair, a: tuple[float, float, float], b: tuple[float, float, 
 
 def _two_densities(pair: Pair, a: tuple[float, float], b: tuple[float, float]) -> Tensor:
     s, t = a[1] ** 2, b[1] ** 2
-    det = (pair.var_u * pair.var_v).expand_as(pair.cov).addcmul(pair.cov, pair.cov, value=-1).clamp_(min=0)
+    if _large(pair, s, t):
+        det = (pair.std_u * pair.std_v * pair.root).square_()
+    else:
+        det = (pair.var_u * pair.var_v).expand_as(pair.cov).addcmul(pair.cov, pair.cov, value=-1).clamp_(min=0)
     if s or t:
         return det.add_((pair.var_u + s) * t).add_(pair.var_v * s).pow_(-0.5).mul_(a[0] * b[0] / (2 * math.pi))
     # two deltas: infinite at correlation one, where zero is taken (the subgradient of a symmetric cone)

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from tpcompile.evaluate.duals.elementary import asin, sqrt_
 
+_ROUNDING = 16
+"""Units of rounding by which the correlation of equal variables may miss one."""
+
 
 class Pair:
     """Covariances of ``(u, v)``: ``cov`` for all pairs, ``var_u`` and ``var_v`` broadcastable to it.
 
     Where a variance is zero the correlation is taken as zero (0/0; the convention of neural-tangents): functions
     continuous at zero do not see it, and ``E step(u) step(v)`` is 1/4 there, as for independent u and v. A correlation
-    beyond one by rounding is cut off. Not to be changed after construction.
+    that misses one by rounding is one: a kink would see the root of the difference. Not to be changed after
+    construction.
     """
 
     def __init__(
@@ -42,8 +46,15 @@ class Pair:
 
     @cached_property
     def rho(self) -> Tensor:
-        """Correlation, in [-1, 1]."""
-        return (self.cov * inverse(self.std_u)).mul_(inverse(self.std_v)).clamp_(-1, 1)
+        """Correlation, in [-1, 1], and one where it is within rounding of it."""
+        rho = (self.cov * inverse(self.std_u)).mul_(inverse(self.std_v))
+        if not rho.numel():
+            return rho
+        near = 1 - _ROUNDING * torch.finfo(rho.dtype).eps
+        least, most = torch.aminmax(rho)
+        if bool(most <= near) and bool(least >= -near):
+            return rho
+        return torch.where(rho.abs() < near, rho, rho.sign())
 
     @cached_property
     def asin(self) -> Tensor:
