@@ -51,8 +51,8 @@ def verified(name, steps=2, **options):
 # order one needs a larger rate to stand out of what is n^(-1/2).
 RATES = {"adapters of fixed rank": 0.2}
 # With SGD a router is moved by the differences of its experts' products with the gradient, and in the limit all experts
-# have the same: at every step n^(-1/2), as at the first. That they are exchangeable is not seen.
-EXCHANGEABLE = ("mixture of experts, softmax", "mixture of experts, top 2")
+# have the same: at every step n^(-1/2), as at the first. That is not seen of those that a random choice picks.
+EXCHANGEABLE = ("mixture of experts, top 2",)
 
 
 def steps_of(name):

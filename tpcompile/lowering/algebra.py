@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from tpcompile.analysis.blocks import Support
+from tpcompile.analysis.exchange import Exchange
 from tpcompile.analysis.parity import Parity
 from tpcompile.errors import UnstableError, UnsupportedOperationError
 from tpcompile.ir import Builder, Const, Dims, Node, Width
@@ -34,6 +35,7 @@ class Algebra:
     vanishing: dict[tuple[str, tuple[Node, ...]], bool] = field(
         default_factory=dict
     )  # moments met, whether they vanish
+    exchange: Exchange | None = None  # where zeros by exchanges of parameters count: in verdicts
     place: str = ""  # of the operation at hand, for errors
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.capture.graph import Binomial, GraphNode, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Dims, Finite, Init, Node, Op, Slice, Unslice, Width, reachable
+from tpcompile.ir import Dims, Finite, Init, Node, Op, Unslice, Width, reachable
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
@@ -250,9 +250,8 @@ class Context:
             return x
         axes = (*x.axes[:dim], merge_finite([len(range(begin, end, step))]), *x.axes[dim + 1 :])
         at = len(flat(x.axes[:dim]))
-        return self.linear(
-            x, flat(axes), lambda n: self.node(Slice(at, begin, end, step), n), before=flat(x.axes), axes=axes
-        )
+        sliced = self.algebra.nodes.slice
+        return self.linear(x, flat(axes), lambda n: sliced(n, at, begin, end, step), before=flat(x.axes), axes=axes)
 
     def slice_axis(self, axis: Axis, dim: int, start: Any, stop: Any) -> Axis:
         """The axis of ``start:stop`` of an axis."""

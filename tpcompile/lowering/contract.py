@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from tpcompile.analysis import blocks
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Dim, Fluctuation, Init, Mul, Node, Width
+from tpcompile.ir import Contract, Dim, Fluctuation, Init, Mul, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
@@ -182,16 +182,22 @@ class Contractions:
         number *= float(ratio) ** float(exponent)
         if zero:
             return [(exponent, number, node)], None
+        limit, sign = node, 1.0
+        if self.a.exchange is not None and isinstance(node.op, Contract):
+            sign, limit = self.a.exchange.representative(node)
         if self.a.depth <= HALF:
-            return [(exponent, number, node)], exponent - HALF
+            return [(exponent, sign * number, limit)], exponent - HALF
         noise = self.nodes.builder.node(Fluctuation(), node)
-        return [(exponent, number, node), (exponent - HALF, number, noise)], None
+        return [(exponent, sign * number, limit), (exponent - HALF, number, noise)], None
 
     def _vanishes(self, spec: str, nodes: tuple[Node, ...]) -> bool:
         known = self.a.vanishing
         if (spec, nodes) not in known:
-            known[spec, nodes] = self.a.parity.vanishes(*nodes) or (
-                not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support)
+            exchange = self.a.exchange
+            known[spec, nodes] = (
+                self.a.parity.vanishes(*nodes)
+                or (not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support))
+                or (exchange is not None and exchange.vanishes(nodes))
             )
         return known[spec, nodes]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+from tpcompile.analysis.exchange import Exchange
 from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled
 from tpcompile.errors import InitialisationError, TpcompileError, UnstableError, UnsupportedOperationError
 from tpcompile.ir import Init
@@ -75,6 +76,8 @@ def lower(
     Raises UnsupportedOperationError for operations without a rule, UnstableError where a value blows up.
     """
     algebra = Algebra(depth, width) if earlier is None else replace(earlier.context.algebra, depth=depth, width=width)
+    if tolerant and algebra.exchange is None:
+        algebra.exchange = Exchange(algebra.parity, algebra.support, algebra.builder.data)
     context = Context(algebra, capture.nodes[0], derivatives=kernel, beyond=tolerant)
     undecided: dict[str, TpcompileError] = {}
     values: dict[str, Any] = {}

@@ -25,9 +25,12 @@ from tpcompile.ir import (
     Mul,
     Node,
     Permute,
+    Slice,
     SplitWidth,
     Sum,
+    Unslice,
     View,
+    Width,
     split_spec,
 )
 from tpcompile.lowering import selections
@@ -162,6 +165,22 @@ class Nodes:
                 return self._rescale(number, base)
         return self._rescale(number, self.builder.node(Permute(tuple(order)), base))
 
+    def slice(self, node: Node, axis: int, start: int, stop: int, step: int) -> Node:
+        """Entries ``start:stop:step`` of a finite axis; any of them where they are one value repeated."""
+        if not self.repeats(node, axis):
+            return self.builder.node(Slice(axis, start, stop, step), node)
+        (inner,) = node.operands
+        return self.expand(inner, (*node.dims[:axis], len(range(start, stop, step)), *node.dims[axis + 1 :]))
+
+    @staticmethod
+    def repeats(node: Node, axis: int) -> bool:
+        """True if a value is one broadcast along an axis."""
+        if not isinstance(node.op, Expand):
+            return False
+        (inner,) = node.operands
+        at = axis - len(node.dims) + len(inner.dims)
+        return at < 0 or (inner.dims[at] == 1 and node.dims[axis] != 1)
+
     def _rescale(self, number: float, node: Node) -> Node:
         return node if number == 1.0 else self.builder.node(Sum((number,)), node)
 
@@ -184,6 +203,10 @@ class Nodes:
         if len(pairs) == 1 and sorted(pairs[0][1]) == sorted(out):
             base, letters = pairs[0]
             return number, self.permute(base, [letters.index(x) for x in out])
+        if len(pairs) == 1 and not gaussian:
+            unstacked = self._unstacked(*pairs[0], out)
+            if unstacked is not None:
+                return number * unstacked[0], unstacked[1]
         pairs.sort(key=lambda p: (p[0].serial, p[1]))
         names: dict[str, str] = {}
         for letter in "".join(letters for _, letters in pairs):
@@ -191,6 +214,22 @@ class Nodes:
         text = ",".join("".join(names[x] for x in letters) for _, letters in pairs)
         op = (Gaussian if gaussian else Contract)(text + "->" + "".join(names[x] for x in out))
         return number, self.builder.node(op, *(base for base, _ in pairs))
+
+    def _unstacked(self, node: Node, letters: str, out: str) -> Weighted | None:
+        """The sum along a finite axis of what stands at different places of it: the sum of what stands there."""
+        if not isinstance(node.op, Sum) or not isinstance(node.operands[0].op, Unslice):
+            return None
+        axis = node.operands[0].op.axis
+        if letters[axis] in out or letters.count(letters[axis]) > 1 or isinstance(node.dims[axis], Width):
+            return None
+        if not all(isinstance(x.op, Unslice) and x.op.axis == axis and x.dims == node.dims for x in node.operands):
+            return None
+        parts: list[Weighted] = []
+        for c, x in zip(node.op.coefficients, node.operands, strict=True):
+            own, part = self.contract(f"{letters}->{out}", [x.operands[0]])
+            parts.append((c * own, part))
+        total = self.sum(parts, parts[0][1].dims)
+        return None if total is None else self.split(total)
 
     def matmul(self, matrix: Node, x: Node, transpose: bool) -> Weighted:
         """Product with an initial matrix, as number times node."""

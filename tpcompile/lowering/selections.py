@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from tpcompile.analysis.semantics import constant_value
-from tpcompile.ir import Builder, Gather, Node, Slice, Unslice
+from tpcompile.ir import Builder, Expand, Gather, Mul, Node, Slice, Sum, Unslice
 
 Index = tuple[int, ...]  # the entry at each place, -1 for zero
 Selection = tuple[Node, frozenset[tuple[int, Index]]]  # of a value, along each of some axes; along others all of it
@@ -42,6 +42,23 @@ def merged(builder: Builder, summands: Mapping[Node, float]) -> dict[Node, float
                 found[node] = base, chosen
                 out[node] = out.get(node, 0.0) + coefficient
     return out
+
+
+def repeated(builder: Builder, node: Node, axis: int) -> bool:
+    """True if a value is plainly one and the same along a finite axis."""
+    if node.dims[axis] == 1:
+        return True
+    if isinstance(node.op, Expand):
+        (inner,) = node.operands
+        at = axis - len(node.dims) + len(inner.dims)
+        return at < 0 or (inner.dims[at] == 1 or repeated(builder, inner, at))
+    if isinstance(node.op, Gather) and node.op.axis == axis:
+        index = _index(builder, node)
+        return index is not None and len(set(index)) == 1
+    if isinstance(node.op, Sum | Mul):
+        offsets = [axis - len(node.dims) + len(x.dims) for x in node.operands]
+        return all(at < 0 or repeated(builder, x, at) for x, at in zip(node.operands, offsets, strict=True))
+    return False
 
 
 def _joined(parts: list[tuple[float, Index]]) -> tuple[float, Index] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.registry import rule
-from tpcompile.lowering.value import has_width, is_width
+from tpcompile.lowering.selections import repeated
+from tpcompile.lowering.value import Value, flat, has_width, is_width
 
 
 def _rescaled(g: Any) -> bool:
@@ -21,6 +23,15 @@ def _written_out(ctx: Context, x: Any, dim: int) -> bool:
     if is_width(x.axes[dim]):
         raise ctx.unsupported(f"no rule for {ctx.current.target} over an axis that grows with the width")
     return True
+
+
+def _varying(ctx: Context, g: Any, dim: int) -> Any:
+    """A gradient without the terms of its series that are the same along an axis."""
+    if not isinstance(g, Value) or ctx.algebra.width is not None or len(g.axes[dim]) != 1 or is_width(g.axes[dim]):
+        return g
+    axis = len(flat(g.axes[: dim % len(g.axes)]))
+    kept = tuple((e, x) for e, x in g.terms if not repeated(ctx.algebra.builder, x, axis))
+    return g if len(kept) == len(g.terms) else replace(g, terms=kept)
 
 
 def _finite(ctx: Context, *args: Any) -> Any:
@@ -53,7 +64,11 @@ def log_softmax(ctx: Context, x: Any, dim: int, half_to_float: bool) -> Any:
 
 @rule("aten._softmax_backward_data.default")
 def softmax_backward(ctx: Context, g: Any, out: Any, dim: int, dtype: Any) -> Any:
-    """``_softmax_backward_data(grad_output, output, dim, input_dtype)``"""
+    """``_softmax_backward_data(grad_output, output, dim, input_dtype)``
+
+    What is the same along the axis has no part in it: the output's sum is one whatever the input is.
+    """
+    g = _varying(ctx, g, dim)
     if not (has_width(g.axes) or has_width(out.axes) or _rescaled(g)):
         return _finite(ctx, g, out, dim, dtype)
     product = ctx.times(g, out)
