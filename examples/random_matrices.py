@@ -4,6 +4,7 @@ Every argument but the last is a matrix with independent entries of variance 1/n
 """
 
 import torch
+from torch.func import jvp, vjp
 
 
 def wigner(W, x):
@@ -30,3 +31,13 @@ def layer(W, V, u, x):
     """Squared singular values of the Jacobian of a layer tanh(W h) behind the input h = V u; `--shape u=1`."""
     slope = 1 - torch.tanh(W @ (V @ u)) ** 2
     return W.T @ (slope * (slope * (W @ x)))
+
+
+def residual(W, u, x):
+    """Squared singular values of the Jacobian of a residual block h + W relu(h) at h = u; `--shape u=1`."""
+
+    def block(h):
+        return h + W @ torch.relu(h)
+
+    pushed = jvp(block, (u,), (x,))[1]
+    return vjp(block, u)[1](pushed)[0]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_moments import free_sum, relu_jacobian_2, relu_jacobian_3, tanh_jacobian, wigner, wishart
+from test_moments import free_sum, jacobian, relu_jacobian_2, relu_jacobian_3, tanh_jacobian, wigner, wishart
 
 import tpcompile as tp
 from tpcompile.cli import main
+from tpcompile.spectra import density
+from tpcompile.spectra.algebraic import equation
+from tpcompile.spectra.recurrence import continued
 
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "random_matrices.py")
 
@@ -63,22 +67,105 @@ def test_marchenko_pastur(ratio):
         assert not s.atoms
 
 
-@pytest.mark.parametrize(("order", "edge", "most"), [(16, 1e-3, 1e-4), (24, 1e-6, 1e-7)])
-def test_an_edge_that_is_no_square_root(order, edge, most):
-    """The density of a squared product grows like x^(-2/3) at zero: coefficients settle like 1/k^2."""
+@pytest.mark.parametrize(("order", "edge", "most"), [(10, 1e-12, 1e-12), (16, 1e-3, 1e-4), (24, 1e-6, 1e-7)])
+def test_an_edge_that_is_no_square_root(order, edge, most, monkeypatch):
+    """The density of a squared product grows like x^(-2/3) at zero: coefficients settle like 1/k^2.
+
+    Without its equation, which ten moments show.
+    """
+    if order > 10:
+        monkeypatch.setattr(density, "equation", lambda moments: None)
     s = tp.spectrum(squared_product, order)
     assert s.edges == pytest.approx((0, 27 / 4), abs=edge)
     assert deviation(s, fuss_catalan) < most
+    assert (s.equation is None) == (order > 10)
 
 
 def test_free_sum_solves_its_equation():
     """G(z) of semicircle plus Marchenko-Pastur: z = 1/G + G + 1/(1 - G), by the R-transforms."""
-    s = tp.spectrum(free_sum, 32)
+    s = tp.spectrum(free_sum)
     assert s.edges is not None
+    assert s.equation is not None
     x = np.linspace(*s.edges, 101)[5:-5]
-    g = s.recurrence.resolvent(x)
-    assert np.abs(1 / g + g + 1 / (1 - g) - x).max() < 1e-6
-    assert s.error < 1e-6
+    other = continued(s.recurrence)[0].resolvent(x)
+    for g, most in ((s.equation.resolvent(x / s.equation.radius) / s.equation.radius, 1e-12), (other, 1e-4)):
+        assert np.abs(1 / g + g + 1 / (1 - g) - x).max() < most
+    assert s.error < 1e-12
+
+
+def relu_residual(w, u, x):
+    return jacobian(lambda h: h + w @ torch.relu(h))(u, x)
+
+
+def relu_residual_2(w, v, u, x):
+    return jacobian(lambda h: h + w @ torch.relu(v @ h))(u, x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "bands"),
+    [
+        (relu_residual, ((0.0186, 1), (1.0091, 5.3300))),
+        pytest.param(relu_residual_2, ((0.0134, 1), (1.0022, 6.7194)), marks=pytest.mark.slow),
+    ],
+)
+def test_residual_blocks_have_two_bands(fn, bands):
+    """``J = 1 + W D``: where D is zero the identity is left, and the density grows like an inverse root at 1."""
+    s = tp.spectrum(fn, shapes={"u": (1,)})
+    assert len(s.intervals) == 2
+    assert not s.atoms
+    assert s.error < 1e-7
+    assert s.intervals[0][1] == pytest.approx(1, abs=1e-9)
+    assert np.allclose(s.intervals, bands, atol=1e-4)
+    assert s.at(1.001) == 0
+    values = torch.stack([s.eigenvalues(200, seed) for seed in range(16)]).numpy()
+    t = np.linspace(-4, 4, 161)
+    for cut in (0.3, 0.7, 1.5, 3.0):
+        high = next(high for low, high in s.intervals if low < cut < high)
+        above = sum(share(s, a, b, t) for a, b in s.intervals if a > high) + share(s, cut, high, t)
+        found = np.mean(values > cut, 1)
+        bias = 0.2 / 200  # of eigenvalue counts, of order 1/n
+        assert abs(found.mean() - above) < 3 * found.std() / 16**0.5 + bias
+
+
+def share(s: tp.Spectrum, low: float, high: float, t: np.ndarray) -> float:
+    """Mass between two points, either of which may be singular: by the substitution x = tanh t."""
+    x = (low + high) / 2 + (high - low) / 2 * np.tanh(t)
+    return float(np.trapezoid(s.at(x) * (high - low) / 2 / np.cosh(t) ** 2, t))
+
+
+def two_intervals(w, u, x):
+    return 3 * torch.sign(u) * x + wigner(w, x) / 2
+
+
+def test_two_intervals():
+    """Of a sum with an independent sign: G(z) = g(z - G/4), g that of the sign (Pastur's equation)."""
+    s = tp.spectrum(two_intervals, shapes={"u": (1,)})
+    (a, b), (c, d) = s.intervals
+    assert (a, b) == pytest.approx((-d, -c), abs=1e-9)
+    x = np.linspace(c, d, 51)[1:-1]
+    assert s.equation is not None
+    g = s.equation.resolvent(x / s.equation.radius) / s.equation.radius
+    z = x - g / 4
+    assert np.abs(g - (1 / (z - 3) + 1 / (z + 3)) / 2).max() < 1e-9
+    assert share(s, c, d, np.linspace(-6, 6, 241)) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_atoms_at_any_place():
+    """A projection that is free of a Wishart matrix of half rank: masses at zero by the equation."""
+    s = tp.spectrum(lambda w, x: (torch.eye(len(x), dtype=x.dtype) + w.T @ w) @ x, shapes={"w": (Fraction(1, 3), 1)})
+    ((location, mass),) = s.atoms
+    assert (location, mass) == pytest.approx((1, 2 / 3), abs=1e-12)
+
+
+def test_guessed_equations():
+    catalan = [1, 1, 2, 5, 14, 42, 132, 429, 1430]
+    found = equation(catalan)
+    assert found is not None
+    assert len(found.exact) - 1 == 2
+    assert equation([*catalan[:-1], 1431]) is None  # one wrong moment
+    assert equation([float(c) for c in catalan]) is None
+    assert equation([math.factorial(k) for k in range(25)]) is None  # no algebraic function
+    assert found.critical() == pytest.approx([0, 4], abs=1e-12)
 
 
 def test_rank_of_a_projected_wishart_matrix():
@@ -112,11 +199,9 @@ def test_jacobians_of_relu_networks(fn, layers):
     s = tp.spectrum(fn, shapes={"u": (1,)})
     z = np.linspace(1e-3, 20, 200_001)
     edge = float(((1 + z) * (1 + 2 * z) ** layers / z).min())  # 1 / chi at its stationary point
-    assert s.edges == pytest.approx((0, edge), abs=1e-3)
-    ((location, mass),) = s.atoms
-    assert location == 0
-    assert mass == pytest.approx(0.5, abs=2e-3)
-    assert s.error < 1e-4
+    assert s.edges == pytest.approx((0, edge), abs=1e-6)
+    assert s.atoms == ((0.0, 0.5),)
+    assert s.error < 1e-8
 
 
 @pytest.mark.parametrize("fn", [relu_jacobian_2, tanh_jacobian])
@@ -143,8 +228,8 @@ def test_errors():
         tp.spectrum(lambda w, x: w @ x)
     with pytest.raises(tp.TpcompileError, match="too few"):
         tp.spectrum(wigner, 4)
-    with pytest.raises(tp.TpcompileError, match="do not settle"):  # two intervals, around -3 and 3
-        tp.spectrum(lambda w, u, x: 3 * torch.sign(u) * x + wigner(w, x) / 2, shapes={"u": (1,)})
+    with pytest.raises(tp.TpcompileError, match="do not settle"):  # two intervals, and too few moments
+        tp.spectrum(two_intervals, 16, shapes={"u": (1,)})
     with pytest.raises(tp.TpcompileError, match="points"):
         tp.spectrum(wigner, points=0)
     with pytest.raises(tp.TpcompileError, match="not self-adjoint"):

@@ -16,6 +16,7 @@ from tpcompile.cli.options import Json
 from tpcompile.cli.output import check_writable, show, writing_figure
 from tpcompile.errors import UsageError
 from tpcompile.spectra import Moments
+from tpcompile.spectra.density import ORDERS
 from tpcompile.userfile import user_file
 
 Function = Annotated[
@@ -27,7 +28,9 @@ Function = Annotated[
 @app.command("spectrum")
 def spectrum_command(
     target: Function,
-    order: Annotated[int, typer.Option(help="Number of moments.")] = 24,
+    order: Annotated[
+        int | None, typer.Option(help="Number of moments; 24, or what the density needs.", show_default=False)
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Lengths of an argument over n: X=1/2,1 is n/2 by n, u=1 a vector. May be repeated."),
@@ -54,7 +57,7 @@ def spectrum_command(
     }
     with user_file(target) as setup:
         if only_moments:
-            found = tpcompile.moments(setup.make, order, **options)
+            found = tpcompile.moments(setup.make, ORDERS[0] if order is None else order, **options)
             if as_json:
                 values = [m if isinstance(m, float) else str(m) for m in found]
                 print(json.dumps({"target": target, "moments": values}, allow_nan=False))
@@ -70,8 +73,8 @@ def spectrum_command(
         return
     show(_table(spectrum.moments))
     if spectrum.edges is not None:
-        low, high = spectrum.edges
-        print(f"density between {low:.10g} and {high:.10g}, estimated error {spectrum.error:.1e}")
+        ends = ", and between ".join(f"{low:.10g} and {high:.10g}" for low, high in spectrum.intervals)
+        print(f"density between {ends}, estimated error {spectrum.error:.1e}")
     for x, mass in spectrum.atoms:
         print(f"atom at {x:.10g} of mass {mass:.10g}")
     if plot is not None:

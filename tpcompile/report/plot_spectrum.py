@@ -24,14 +24,18 @@ def plot_spectrum(spectrum: Spectrum, path: str | Path | None = None, width: int
     axis = figure.subplots()
     near = [np.abs(values - x) < 1e-6 * max(1.0, float(np.abs(values).max())) for x, _ in spectrum.atoms]
     spread = values[~np.any(near, axis=0)] if near else values
+    heights = [float("inf")]
     if len(spread):
         counts, edges = np.histogram(spread, _BINS)
         heights = counts / (len(values) * np.diff(edges))
         axis.stairs(heights, edges, fill=True, color=FINITE_COLOUR, label=f"eigenvalues at width {width}")
     if spectrum.edges is not None:
-        axis.plot(spectrum.grid, spectrum.density, color=LIMIT_COLOUR, lw=1.8, label="limit")
+        for i, (low, high) in enumerate(spectrum.intervals):
+            inside = (spectrum.grid > low) & (spectrum.grid < high)
+            label = "limit" if i == 0 else None
+            axis.plot(spectrum.grid[inside], spectrum.density[inside], color=LIMIT_COLOUR, lw=1.8, label=label)
         inner = spectrum.density[len(spectrum.grid) // 20 : -len(spectrum.grid) // 20]
-        axis.set_ylim(0, 1.6 * float(inner.max()))
+        axis.set_ylim(0, min(1.6 * float(inner.max()), 1.5 * max(heights)))
     for x, mass in spectrum.atoms:
         axis.axvline(x, color=LIMIT_COLOUR, lw=1.8, ls=":")
         axis.annotate(f" mass {mass:.3g}", (x, 0.92), xycoords=("data", "axes fraction"), fontsize=9)

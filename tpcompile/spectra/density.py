@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.errors import EvaluationError, UsageError
+from tpcompile.spectra.algebraic import Equation, equation
 from tpcompile.spectra.moments import Moments, operator_moments
 from tpcompile.spectra.operator import Operator, Shapes, Variances
 from tpcompile.spectra.recurrence import Array, Recurrence, atoms, continued, recurrence
@@ -19,15 +20,23 @@ from tpcompile.spectra.recurrence import Array, Recurrence, atoms, continued, re
 INTERIOR = 0.05
 """Share of the interval at each edge that :attr:`Spectrum.error` leaves out."""
 
+ORDERS = (24, 32)
+"""Moments that are tried where the user does not say how many."""
+
+_WRONG = 1e-3  # error of a moment from which on the branch of an equation was lost
+_ROUNDING = 1e-10  # error of a continuation that an equation does not improve
+
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A limiting spectrum: a density on one interval, and atoms outside of it. Made by :func:`spectrum`.
+    """A limiting spectrum: a density on intervals, and atoms. Made by :func:`spectrum`.
 
-    ``grid`` and ``density`` have shape (points,), closer together towards the ``edges``; ``atoms`` are pairs (location,
-    mass). ``error`` is the largest change of the density between the edges (the outer 5 % left out) when the last two
-    recurrence coefficients are left out: an estimate, not a bound, of the error of the continuation. ``recurrence`` is
-    that of the measure, or where ``mean`` is given that of ``x mu(dx) / mean``.
+    ``grid`` and ``density`` have shape (points,), closer together towards the ends of the ``intervals``; ``edges`` are
+    the outermost of these; ``atoms`` are pairs (location, mass). Where an algebraic ``equation`` of the spectrum was
+    found, ``error`` is the largest deviation of the moments 1 to 4 of density and atoms (the radius as unit) from the
+    exact ones, by quadrature. Else it is the largest change of the density between the edges (the outer 5 % left out)
+    when the last two recurrence coefficients are left out: an estimate, not a bound, of the error of the continuation.
+    ``recurrence`` is that of the measure, or where ``mean`` is given that of ``x mu(dx) / mean``.
     """
 
     grid: Array
@@ -39,10 +48,16 @@ class Spectrum:
     error: float
     operator: Operator = field(repr=False)
     mean: float | None = None
+    equation: Equation | None = None
+    intervals: tuple[tuple[float, float], ...] = ()
 
     def at(self, x: Any) -> Array:
         """The density at any points, zero outside of the edges."""
-        return _density(self.recurrence, self.edges, self.mean, np.asarray(x, dtype=float))
+        x = np.asarray(x, dtype=float)
+        if self.equation is None:
+            return _density(self.recurrence, self.edges, self.mean, x)
+        inside = np.any([(x > low) & (x < high) for low, high in self.intervals], 0)
+        return np.where(inside, self.equation.density(x), 0.0)
 
     def eigenvalues(self, width: int, seed: int = 0) -> Tensor:
         """Eigenvalues of one random operator of that width, shape (width,), ascending."""
@@ -60,6 +75,7 @@ class Spectrum:
             "moments": [m if isinstance(m, float) else str(m) for m in self.moments],
             "response_terms": [m if isinstance(m, float) else str(m) for m in self.moments.dot],
             "edges": None if self.edges is None else list(self.edges),
+            "intervals": [list(ends) for ends in self.intervals],
             "atoms": [{"location": x, "mass": w} for x, w in self.atoms],
             "grid": self.grid.tolist(),
             "density": self.density.tolist(),
@@ -69,7 +85,7 @@ class Spectrum:
 
 def spectrum(
     fn: Callable[..., Tensor],
-    order: int = 24,
+    order: int | None = None,
     *,
     points: int = 512,
     shapes: Shapes | None = None,
@@ -77,19 +93,31 @@ def spectrum(
 ) -> Spectrum:
     """The limiting spectral density of the self-adjoint operator ``x -> fn(W, .., x)``; arguments as in ``tp.moments``.
 
-    ``order`` moments give order/2 recurrence coefficients of the orthogonal polynomials of the spectrum. These are
-    continued to infinity, which fixes the edges, and the density is the imaginary part of the continued fraction.
+    ``order`` moments (24, or 32 where these are too few) give order/2 recurrence coefficients of the orthogonal
+    polynomials of the spectrum. These are continued to infinity, which fixes the edges, and the density is the
+    imaginary part of the continued fraction. Where the coefficients do not settle to rounding and the moments are
+    exact, an algebraic equation of the resolvent is looked for that all of them satisfy, and solved instead.
     Raises UsageError for an operator that is not self-adjoint, EvaluationError where the coefficients do not settle (a
-    support of several intervals, or too few moments).
+    support of several intervals, or too few moments) and there is no equation.
     """
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
         raise UsageError(f"points must be an integer of at least 2, found {points!r}")
-    if isinstance(order, bool) or not isinstance(order, int) or order < 2:
+    if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 2):
         raise UsageError(f"order must be an integer of at least 2, found {order!r}")
     operator = Operator.of(fn, shapes, variances)
-    operator.check_linear(order)
+    orders = ORDERS if order is None else (order,)
+    operator.check_linear(orders[0])
     operator.check_self_adjoint()
-    moments = operator_moments(operator, order)
+    for count in orders:
+        try:
+            return _from_moments(operator, operator_moments(operator, count), points)
+        except EvaluationError:
+            if count == orders[-1]:
+                raise
+    raise AssertionError("no orders")
+
+
+def _from_moments(operator: Operator, moments: Moments, points: int) -> Spectrum:
     if recurrence(moments).finite:
         known = recurrence(moments)
         nothing = np.zeros(0)
@@ -102,6 +130,10 @@ def spectrum(
             found.append(_spectrum(operator, moments, points, mean, bool(null)))
         except EvaluationError as error:
             failures.append(error)
+    if not found or min(s.error for s in found) > _ROUNDING:
+        solved = _by_equation(operator, moments, points)
+        if solved is not None:
+            return solved
     if not found:
         raise failures[0]
     own, positive = found[0], found[-1]
@@ -129,7 +161,37 @@ def _spectrum(operator: Operator, moments: Moments, points: int, mean: float | N
         found = [(x, w * mean / x) for x, w in atoms(full) if x > edges[1]]
         if null:
             found = [(0.0, 1 + mean * full.at_zero()), *found]
-    return Spectrum(grid, density, edges, tuple(found), moments, full, error, operator, mean)
+    return Spectrum(
+        grid, density, edges, tuple(found), moments, full, error, operator, mean, intervals=(edges,) if edges else ()
+    )
+
+
+def _by_equation(operator: Operator, moments: Moments, points: int) -> Spectrum | None:
+    """The spectrum by an algebraic equation; None where there is none, or it does not give the moments."""
+    found = equation(list(moments))
+    if found is None:
+        return None
+    pieces = found.pieces()
+    intervals: list[tuple[float, float]] = []
+    for low, high in pieces:
+        if intervals and intervals[-1][1] == low:
+            low = intervals.pop()[0]
+        intervals.append((low, high))
+    masses = found.atoms()
+    radius = found.radius
+    error = max(
+        abs(found.moment(k, pieces) + sum(w * x**k for x, w in masses) - float(moments[k])) / radius**k
+        for k in range(1, min(4, moments.order) + 1)
+    )
+    if error > _WRONG:
+        return None
+    each = [max(2, round(points * (b - a) / sum(d - c for c, d in intervals))) for a, b in intervals]
+    cosines = [np.cos(np.pi * (np.arange(n) + 0.5) / n) for n in each]
+    grid = np.concatenate([(a + b) / 2 - (b - a) / 2 * c for (a, b), c in zip(intervals, cosines, strict=True)])
+    edges = (intervals[0][0], intervals[-1][1]) if intervals else None
+    known = recurrence(moments)
+    density = found.density(grid)
+    return Spectrum(grid, density, edges, tuple(masses), moments, known, error, operator, None, found, tuple(intervals))
 
 
 def _density(r: Recurrence, edges: tuple[float, float] | None, mean: float | None, x: Array) -> Array:
