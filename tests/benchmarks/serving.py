@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.random  # which NumPy imports at its first use: imports are no part of a first call
 
 
 @dataclass(frozen=True)

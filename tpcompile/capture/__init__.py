@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tpcompile.capture.align import Aligned, align, prune, simplify
-from tpcompile.capture.arguments import check_arguments
+from tpcompile.capture.arguments import Arguments, check_arguments
 from tpcompile.capture.constants import fold_constants, graph_module, value_or_law
 from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size
 from tpcompile.capture.initialisation import parameter_laws
@@ -19,7 +19,8 @@ from tpcompile.capture.powers import power_of
 from tpcompile.capture.probe import Probe, build, check_shapes, preserved_state
 from tpcompile.capture.tap import tap
 from tpcompile.capture.unroll import ProbeTrace, trace_run
-from tpcompile.errors import FactoryError, InitialisationError, UsageError
+from tpcompile.capture.variation import more_derivatives
+from tpcompile.errors import CaptureError, FactoryError, InitialisationError, UsageError
 from tpcompile.laws import Constant, Law, Normal, ParameterLaw
 
 __all__ = ["Capture", "GraphNode", "Origin", "Ref", "Scaled", "Size", "capture", "tap"]
@@ -56,7 +57,7 @@ def capture(
     with preserved_state():
         probes = [build(arguments, width) for width in arguments.widths]
         check_shapes(probes)
-        traces = [trace_run(p.module, p.updates, arguments, p.width) for p in probes]
+        traces = _traced(probes, arguments)
         aligned = align(traces)
         recordings = {p.width: p.recording for p in probes}
         folded = fold_constants(aligned, recordings)
@@ -82,6 +83,15 @@ def capture(
             magnitudes=_magnitudes(final),
             notes=shared_rates(probes[0].updates.optimizer),
         )
+
+
+def _traced(probes: Sequence[Probe], arguments: Arguments) -> list[ProbeTrace]:
+    try:
+        return [trace_run(p.module, p.updates, arguments, p.width) for p in probes]
+    except CaptureError as error:
+        if not (arguments.variation and more_derivatives(error)):
+            raise
+    return [trace_run(p.module, p.updates, arguments, p.width) for p in probes]
 
 
 def _magnitudes(aligned: Aligned) -> dict[str, float]:

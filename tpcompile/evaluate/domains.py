@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
+from typing import Any
 
+from tpcompile.evaluate.components import components
 from tpcompile.ir import Init, MatMul, MergeWidth, Node, Program, SplitWidth, Width, width_of, width_positions
 
 
@@ -62,34 +64,31 @@ class Domains:
 
 def find_domains(program: Program) -> Domains:
     """Connected components of the vectors of a program under coordinatewise operations."""
-    import networkx as nx
-
-    graph = nx.Graph()
+    found: list[Any] = []
+    edges: list[tuple[Any, Any]] = []
     ties: list[Node] = []
     for node in program.nodes:
         if node.kind == "matrix":
-            graph.add_nodes_from([(node, 0), (node, 1)])
+            found += [(node, 0), (node, 1)]
             continue
         if node.kind == "vector":
-            graph.add_node(node)
+            found.append(node)
         if isinstance(node.op, SplitWidth | MergeWidth):
             ties.append(node)
             continue
         if isinstance(node.op, MatMul):
             matrix, x = node.operands
             out, into = (1, 0) if node.op.transpose else (0, 1)
-            graph.add_edge(node, (matrix, out))
-            graph.add_edge(x, (matrix, into))
+            edges += [(node, (matrix, out)), (x, (matrix, into))]
             continue
         vectors = [x for x in (node, *node.operands) if x.kind == "vector"]
-        for a, b in pairwise(vectors):
-            graph.add_edge(a, b)
+        edges += pairwise(vectors)
     order = {node: i for i, node in enumerate(program.nodes)}
 
     def first(component: set) -> int:
         return min(order[x[0] if isinstance(x, tuple) else x] for x in component)
 
-    members: list[set] = sorted(nx.connected_components(graph), key=lambda c: (first(c), _tie(c)))
+    members: list[set] = sorted(components(found, edges), key=lambda c: (first(c), _tie(c)))
     place = {member: index for index, component in enumerate(members) for member in component}
     domains = [Domain(i, float(_ratio(c)), _rows(c), group=i) for i, c in enumerate(members)]
     ratios = [_ratio(c) for c in members]

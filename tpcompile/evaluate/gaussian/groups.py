@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tpcompile import nonlin
 from tpcompile.evaluate import duals
+from tpcompile.evaluate.components import components
 from tpcompile.evaluate.gaussian.radial import Tilted, tilted
 from tpcompile.evaluate.gaussian.sampled import plan_sampled, sources
 from tpcompile.evaluate.gaussian.terms import (
@@ -33,19 +34,17 @@ _MOST = 3  # Gaussian variables under one integral
 
 def independent(m: Moments, factors: Sequence[Factor]) -> Poly:
     """The expectation of a product of generators and functions of Gaussian variables."""
-    import networkx as nx
-
     if len(factors) <= 2 and all(is_generator(m, f) for f in factors):
         return _group(m, factors)
     origins = [_sources(m, f) for f in factors]
-    graph = nx.Graph()
-    graph.add_nodes_from(range(len(factors)))
-    for i in range(len(factors)):
-        for j in range(i):
-            if any(_correlated(m, v, w) for v in origins[i] for w in origins[j]):
-                graph.add_edge(i, j)
+    ties = [
+        (i, j)
+        for i in range(len(factors))
+        for j in range(i)
+        if any(_correlated(m, v, w) for v in origins[i] for w in origins[j])
+    ]
     poly: Poly = (Term(1.0),)
-    groups = sorted(nx.connected_components(graph), key=lambda c: (len(c), min(c)))
+    groups = sorted(components(range(len(factors)), ties), key=lambda c: (len(c), min(c)))
     pending = [[factors[i] for i in sorted(group)] for group in groups]
     pending.sort(key=lambda group: not all(is_generator(m, f) for f in group))  # what vanishes by structure first
     while pending and poly:
