@@ -404,3 +404,26 @@ def test_a_capture_does_not_import_the_compiler_of_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "[]"]
+
+
+def test_forward_derivatives_by_decomposition() -> None:
+    """An operation whose derivative along directions torch decomposes; in a new process, where nothing is loaded."""
+    code = """
+import sys, torch
+from tpcompile.capture import capture
+
+class Model(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, width), torch.nn.Linear(width, 3)
+
+    def forward(self, x):
+        y = self.last(torch.tanh(self.first(x)))
+        p = torch.softmax(y, -1)
+        return torch.ops.aten._softmax_backward_data(y, p, -1, p.dtype)
+
+found = capture(Model, torch.randn(1, 3), variation=True, growing=True)
+assert "variation/0" in found.outputs
+assert "torch._decomp.decompositions_for_jvp" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,6 @@ from torch.autograd import forward_ad
 
 from tpcompile.capture.tangent import Forward
 
-
 _DECOMPOSITIONS = "torch._decomp.decompositions_for_jvp"
 
 
