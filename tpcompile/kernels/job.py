@@ -15,11 +15,16 @@ from torch import Tensor
 from tpcompile.evaluate.gaussian.order import Order, children, one_sided, order
 from tpcompile.evaluate.gaussian.run import Run
 from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
+from tpcompile.evaluate.tapes import Tape
 from tpcompile.kernels.plan import Pairs, Plan
+from tpcompile.kernels.replay import Replay, Sides, part, tape
 
 BLOCK_BYTES = 2**19  # of one array over a block: some of them fit a core's cache
 ROWS = 256  # of a block: the part of a symmetric matrix that is computed twice is small
 LONG_RUN = 16  # columns of a block
+TILE_BYTES, TILE_ROWS = 2**17, 64  # the same for blocks that are replayed: all of them in a core's own cache
+RECORDED = 2**16  # pairs from which on an evaluation is recorded
+ENTRIES = 64  # of an array for each pair, up to which it is: the calls for larger ones take little of the time
 KEPT_BYTES = 2**25  # of what depends on one set of inputs only
 
 Tick = Callable[[int, int], None]
@@ -71,29 +76,39 @@ class Job:
         if self._differentiable(x1, y):
             return self._block(x1, y, x2 is None)
         out = [_matrix((len(x1), len(y), *p.positions, *p.positions), self.dtype) for p in self.pairs]
-        height, width = (block, block) if block else self._sides()
-        tasks = list(_blocks(len(x1), len(y), height, width, x2 is None))
         wanted = [p.cross for p in self.pairs if p.cross is not None]
+        height, width = (block, block) if block else self._sides()
+        with torch.no_grad():
+            sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted, width)
+        plan = order(wanted, sides.keys())
+        tasks = list(_blocks(len(x1), len(y), height, width, x2 is None))
+        taped = self._taped(x1, y, sides, plan) if len(x1) * len(y) >= RECORDED else None
+        if taped is not None and not block:
+            height, width = self._sides(TILE_BYTES, TILE_ROWS)
+            tasks = list(_blocks(len(x1), len(y), height, width, x2 is None))
+        replay = None if taped is None else Replay(taped, x1, y, sides, (height, width))
         done = 0
 
         def work(task: tuple[slice, slice]) -> None:
             rows, columns = task
-            own = x2 is None and rows.start == columns.start
+
+            def use(values: Sequence[Tensor]) -> None:
+                side = rows.stop - rows.start if x2 is None and rows.start == columns.start else 0
+                for target, value in zip(out, values, strict=True):
+                    if side:
+                        value = _with_symmetric_part(value, side)
+                    target[rows, columns] = value
+                    if x2 is None and value.shape[1] > side:
+                        target[columns, rows][side:] = _transposed(value[:, side:])
+
+            if replay is not None and replay(rows, columns, use):
+                return
             first = x1[rows]
             second = first if x2 is None and rows == columns else y[columns]
-            known = {array: _part(value, copy, task[copy]) for array, (value, copy) in sides.items()}
-            values = self._cross(first, second, known, plan)
-            side = len(first) if own else 0
-            for target, value in zip(out, values, strict=True):
-                if own:
-                    value = _with_symmetric_part(value, side)
-                target[rows, columns] = value
-                if x2 is None and value.shape[1] > side:
-                    target[columns, rows][side:] = _transposed(value[:, side:])
+            known = {array: part(value, copy, task[copy]) for array, (value, copy) in sides.items()}
+            use(self._cross(first, second, known, plan))
 
         with torch.no_grad(), _workers(len(tasks)) as run:
-            sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted, width)
-            plan = order(wanted, sides.keys())
             for _ in run(work, tasks):
                 done += 1
                 if progress is not None:
@@ -102,7 +117,24 @@ class Job:
                 at = torch.arange(len(x1))
                 for target, values in zip(out, self.diagonal(x1, block), strict=True):
                     target[at, at] = values
+        if replay is not None:
+            replay.close()
         return out
+
+    def _taped(self, x1: Tensor, x2: Tensor, sides: Sides, plan: Order) -> Tape | None:
+        """The evaluation of a block as a tape, where it is one."""
+        if self.plan.moments.sampled or self._entries() > ENTRIES:
+            return None
+        kinds = tuple((a, tuple(v.shape[2:]), v.shape[c] == 1, v.dtype) for a, (v, c) in sides.items())
+        key = (tuple(p.cross for p in self.pairs), self.dtype, x1.dtype, x2.dtype, kinds)
+        if self.variances or key not in self.plan.tapes:
+            made = tape(
+                lambda a, b, known: self._cross(a, b, known, plan), self.plan.moments, x1, x2, sides, plan.first
+            )
+            if self.variances:
+                return made
+            self.plan.tapes[key] = made
+        return self.plan.tapes[key]
 
     def _sides_known(
         self, x1: Tensor, x2: Tensor, wanted: Sequence[Array], width: int
@@ -153,23 +185,29 @@ class Job:
         value = value.reshape(value.shape[:kept])
         return value.expand(shape)
 
-    def _count(self, diagonal: bool = False) -> int:
+    def _count(self, diagonal: bool = False, size: int | None = None) -> int:
         """Pairs in a block, or inputs in a part of the diagonal."""
-        arrays = [p.own[0] if diagonal else p.cross for p in self.pairs]
-        size = max((_largest(array) for array in arrays if array is not None), default=1)
-        return max(1, BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * size))
+        return max(1, (size or BLOCK_BYTES) // (self.dtype.itemsize * self._entries(diagonal)))
 
-    def _sides(self) -> tuple[int, int]:
+    def _entries(self, diagonal: bool = False) -> int:
+        """Of the largest array, for each pair."""
+        arrays = [p.own[0] if diagonal else p.cross for p in self.pairs]
+        return max((_largest(array) for array in arrays if array is not None), default=1)
+
+    def _sides(self, size: int | None = None, most: int | None = None) -> tuple[int, int]:
         """Rows and columns of a block."""
-        count = self._count()
-        rows = min(ROWS, math.isqrt(count))
+        count = self._count(size=size)
+        rows = min(most or ROWS, math.isqrt(count))
         return rows, rows if self.plan.moments.sampled else count // rows
 
 
 def _blocks(n1: int, n2: int, height: int, width: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    for i in range(0, n1, height):
-        for j in range(i if symmetric else 0, n2, width):
-            yield slice(i, min(i + height, n1)), slice(j, min(j + width, n2))
+    """Blocks of the matrix or, of a symmetric one, of the part from its diagonal on; one set of columns at a time."""
+    width = max(height, width - width % height)  # those that meet the diagonal start on it
+    for j in range(0, n2, width):
+        end = min(j + width, n2)
+        for i in range(0, min(n1, end) if symmetric else n1, height):
+            yield slice(i, min(i + height, n1)), slice(max(i, j) if symmetric else j, end)
 
 
 def _matrix(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -183,11 +221,6 @@ def _matrix(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def _inputs_last(value: Tensor) -> Tensor:
     """The same with the pair axes last in memory."""
     return value.movedim((0, 1), (-2, -1)).contiguous().movedim((-2, -1), (0, 1))
-
-
-def _part(value: Tensor, copy: int, where: slice) -> Tensor:
-    """What depends on one set of inputs, at some of them."""
-    return value if value.shape[copy] == 1 else value[(slice(None),) * copy + (where,)]
 
 
 def _transposed(value: Tensor) -> Tensor:

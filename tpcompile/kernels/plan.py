@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -15,6 +15,7 @@ from tpcompile.errors import UsageError
 from tpcompile.evaluate.gaussian.factored import Factoring
 from tpcompile.evaluate.gaussian.moments import Factor, Moments
 from tpcompile.evaluate.gaussian.terms import Array, Poly, unified
+from tpcompile.evaluate.tapes import Tape
 from tpcompile.ir import Data, Node
 from tpcompile.laws import Law
 from tpcompile.lowering.kernel import KernelProgram, compile_kernel
@@ -44,6 +45,7 @@ class Plan:
     moments: Moments
     nngp: Pairs
     ntk: Pairs | None
+    tapes: dict[object, Tape | None] = field(default_factory=dict)  # by what is evaluated, and from what
 
 
 def plan_kernels(

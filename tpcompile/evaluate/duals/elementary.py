@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_WIDE = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+WIDE = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def asin(x: Tensor, out: Tensor | None = None) -> Tensor:
     """The arcsine, written to ``out`` if there is one."""
     out = torch.empty_like(x) if out is None else out
-    if not (_WIDE and _shared(x)):
+    if not (WIDE and _shared(x)):
         return torch.asin(x, out=out)
     np.arcsin(x.numpy(), out=out.numpy())
     return out
@@ -35,5 +35,7 @@ def sqrt_(x: Tensor) -> Tensor:
 
 
 def _shared(x: Tensor) -> bool:
-    """True if NumPy can compute on the memory of x."""
+    """True if NumPy can compute on the memory of x, and nobody records what torch computes."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not x.requires_grad

@@ -107,7 +107,7 @@ _LARGE = 1e4
 
 
 def _large(pair: Pair, s: float, t: float) -> bool:
-    return bool(pair.cov.numel()) and float(pair.var_u.max()) > _LARGE * s and float(pair.var_v.max()) > _LARGE * t
+    return bool(pair.cov.numel()) and bool(pair.var_u.max() > _LARGE * s) and bool(pair.var_v.max() > _LARGE * t)
 
 
 def _arc_sine(pair: Pair, a: tuple[float, float, float], b: tuple[float, float, float]) -> Tensor:

@@ -1,0 +1,114 @@
+"""Recorded evaluations against the ones they were recorded from."""
+
+import pytest
+import torch
+from kernel_specs import ERF, RELU, deep, make
+
+import tpcompile as tp
+from tpcompile.evaluate.tapes import Input, Refused, Tape, recorded
+from tpcompile.kernels import job
+
+SPECS = {
+    "relu": deep(3, RELU, 1.4, 0.1),
+    "erf": deep(3, ERF, 1.4, 0.1),
+    "leaky": deep(2, ("leaky", 0.2), 1.4, 0.0),
+    "gelu": deep(2, ("gelu",), 1.4, 0.1),
+    "sin": deep(1, ("sin", 0.7, 1.3, 0.4), 1.2, 0.1),  # of complex numbers: not recorded
+    "step": deep(1, ("sign",), 1.2, 0.1),
+    "norm": [("dense", 1.2, 0.1), ("norm",), RELU, ("dense", 1.3, 0.2)],
+    "sum": [("dense", 1.2, 0.1), ("sum", [RELU, ("dense", 1.0, 0.0)], [("dense", 0.5, 0.1)]), ERF, ("dense", 1.3, 0.2)],
+}
+
+
+def kernels(monkeypatch, kernel, x, y, recording: bool, dtype=None, block=None):
+    monkeypatch.setattr(job, "RECORDED", 1 if recording else 2**60)
+    return kernel(x, y, "both", dtype=dtype, block=block)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_same_kernels(monkeypatch, name):
+    torch.manual_seed(0)
+    x, y = torch.randn(150, 5, dtype=torch.float64), torch.randn(97, 5, dtype=torch.float64)
+    if name in ("relu", "erf", "leaky", "sum"):
+        x[3], x[4], x[5], x[6] = x[2], -x[2], 0.0, 1e-8 * x[2]
+    if name == "relu":
+        x[7] = 1e8 * x[2]
+    y[:8] = x[:8] if name != "step" else y[:8]
+    monkeypatch.setattr(job, "TILE_ROWS", 32)
+    monkeypatch.setattr(job, "TILE_BYTES", 32 * 48 * 8)
+    kernel = tp.kernel(make(SPECS[name], (5,)), x[0])
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        for second in (None, y):
+            slow = kernels(monkeypatch, kernel, x, second, False, dtype)
+            for block in (None, 7):
+                quick = kernels(monkeypatch, kernel, x, second, True, dtype, block)
+                for a, b in zip(quick, slow, strict=True):
+                    scale = b.abs() + b.abs().median()
+                    assert ((a - b).abs() / scale).max() < tolerance
+                    assert second is not None or torch.equal(a, a.T)
+    made = [t is not None for t in kernel._plan(True).tapes.values()]
+    assert made == [name != "sin"] * 2
+
+
+def test_another_decision_is_another_evaluation(monkeypatch):
+    """Error functions of large variances are computed in another way: blocks that mix are not replayed."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 5, dtype=torch.float64)
+    x[120:] *= 1e6
+    kernel = tp.kernel(make(SPECS["erf"], (5,)), x[0])
+    slow = kernels(monkeypatch, kernel, x, None, False)
+    quick = kernels(monkeypatch, kernel, x, None, True, block=40)
+    for a, b in zip(quick, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def replayed(function, rows, columns, lengths=(7, 11)):
+    """A function of a row tensor and a column tensor, recorded on a part of them and run on the whole."""
+    a, b = rows[: lengths[0]], columns[:, : lengths[1]]
+    tape = Tape(recorded(lambda: [function(a, b)], [Input(a, 0), Input(b, 1)], {}), lengths)
+    most = (len(rows), columns.shape[1])
+    bound = tape.workspace(most).at(most)
+    assert bound.load(0, "all", lambda i: (rows, columns)[i], None)
+    assert bound.load(1, "all", lambda i: (rows, columns)[i], None)
+    return bound.run()[0]
+
+
+def test_changes_in_place_products_and_sums():
+    torch.manual_seed(0)
+    rows, columns = torch.rand(20, 1, dtype=torch.float64), torch.rand(1, 33, dtype=torch.float64)
+
+    def function(u, v):
+        total = (u * 3.0 * v).mul_(2.0)
+        total.add_(u, alpha=0.5)
+        power = total.abs().sqrt_().mul_(u.rsqrt()).mul_(v)
+        first = power.clone()
+        power.addcmul_(total, power, value=-2.0)
+        return (first * 0.3).add_(power).add_(1.0).mul_(v).expand(len(u), v.shape[1])
+
+    torch.testing.assert_close(replayed(function, rows, columns), function(rows, columns), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda u, v: u * v * float(u.sum()),  # a number of the block
+        lambda u, v: (u * v).cumsum(0),  # not a known operation
+        lambda u, v: torch.from_numpy((u * v).detach().numpy().copy()) * v,  # computed elsewhere
+        lambda u, v: u * v if bool((u * v).sum() > 0) else v,  # a decision on both sides
+    ],
+)
+def test_what_is_no_fixed_list_of_operations(function):
+    rows, columns = torch.rand(20, 1), torch.rand(1, 33)
+    with pytest.raises(Refused):
+        replayed(function, rows, columns)
+
+
+def test_views_of_what_was_overwritten():
+    def function(u, v):
+        whole = u * v
+        view = whole.view(-1)
+        whole.mul_(2.0)
+        return view.view(len(u), -1) * v
+
+    with pytest.raises(Refused):
+        replayed(function, torch.rand(20, 1), torch.rand(1, 33))

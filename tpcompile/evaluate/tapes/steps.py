@@ -1,0 +1,89 @@
+"""The instructions of a tape, and how each is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpcompile.evaluate.duals.elementary import WIDE
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One instruction, with the shape that it had when it was recorded; an input (``input``) or a constant (``value``).
+
+    ``sides`` are the copies of the inputs on which its value depends.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    sides: frozenset[int]
+    value: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def number(self) -> float | None:
+        """The value of a constant that is one number."""
+        return float(self.value) if self.value is not None and self.value.numel() == 1 else None
+
+    @property
+    def operands(self) -> Iterator[Step]:
+        return (x for x in self.args if isinstance(x, Step))
+
+
+INPUT, CONSTANT = "input", "constant"
+
+VIEWS: dict[str, Callable[..., Tensor]] = {
+    "view": Tensor.view,
+    "_unsafe_view": Tensor.view,
+    "expand": Tensor.expand,
+    "permute": Tensor.permute,
+    "transpose": Tensor.transpose,
+    "t": Tensor.t,
+    "unsqueeze": Tensor.unsqueeze,
+    "squeeze": Tensor.squeeze,
+    "alias": lambda x: x.view_as(x),
+    "detach": Tensor.detach,
+}
+SIZED = {"view", "_unsafe_view", "expand"}  # whose second argument is a shape
+
+
+def _copied(x: Tensor, *, out: Tensor, **_: Any) -> Tensor:
+    return out.copy_(x)
+
+
+def _numpy(function: Callable[..., Any]) -> Callable[..., Any]:
+    def bound(x: Tensor, out: Tensor) -> Callable[[], Any]:
+        given, found = x.numpy(), out.numpy()
+        return lambda: function(given, found)
+
+    return bound
+
+
+NUMPY: dict[str, Callable[..., Callable[[], Any]]] = {"sqrt": _numpy(np.sqrt)}  # see duals.elementary
+if WIDE:
+    NUMPY["asin"] = _numpy(np.arcsin)
+
+POINTWISE: dict[str, Callable[..., Any]] = {
+    name: getattr(torch, name)
+    for name in (
+        "abs", "acos", "add", "addcmul", "asin", "atan", "atan2", "bitwise_and", "clamp", "cos", "cosh", "div",
+        "erf", "erfc", "exp", "expm1", "ge", "gt", "le", "log", "log1p", "lt", "maximum", "minimum", "mul", "neg",
+        "pow", "reciprocal", "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "sub", "tanh", "where",
+    )
+} | {"clone": _copied, "copy": _copied}  # fmt: skip
+
+OTHER: dict[str, Callable[..., Any]] = {"bmm": torch.bmm, "mm": torch.mm, "amax": torch.amax}
+OUT = POINTWISE | OTHER

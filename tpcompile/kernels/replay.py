@@ -1,0 +1,93 @@
+"""Blocks of pairs by a tape: recorded once for a kernel, run on every block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcompile.evaluate.gaussian.moments import Moments
+from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
+from tpcompile.evaluate.tapes import Input, Refused, Tape, recorded
+
+Sides = Mapping[Array, tuple[Tensor, int]]
+_LENGTHS = ((61, 67), (71, 73), (79, 83), (89, 97), (101, 103), (107, 109), (113, 127), (131, 137))
+_CACHED = 2**25  # bytes of what is kept for each row and column
+
+
+def tape(
+    cross: Callable[[Tensor, Tensor, Mapping[Array, Tensor]], list[Tensor]],
+    moments: Moments,
+    x1: Tensor,
+    x2: Tensor,
+    sides: Sides,
+    arrays: Sequence[Array],
+) -> Tape | None:
+    """The evaluation of a block as a tape; None where it is not a fixed list of operations.
+
+    ``cross`` evaluates a block of inputs, given what depends on one side of it, and ``arrays`` are what it computes.
+    """
+    sizes = {n for x in (x1, x2, *moments.program.data.values()) for n in (*x.shape[1:], x.shape[1:].numel())}
+    sizes |= {n for array in (*arrays, *sides) if not isinstance(array, ScalarArray) for n in array.sizes}
+    found = next((k for k in _LENGTHS if not any(n and n % q == 0 for n in sizes for q in k)), None)
+    if found is None:
+        return None
+    rows, columns = torch.arange(found[0]), -1 - torch.arange(found[1])  # not the same inputs, if there are enough
+    first, second = x1[rows % len(x1)], x2[columns % len(x2)]
+    known = {}
+    for array, (value, copy) in sides.items():
+        at = (rows, columns)[copy] % value.shape[copy]
+        known[array] = (value if value.shape[copy] == 1 else value.index_select(copy, at)).contiguous()
+    inputs = [Input(first, 0), Input(second, 1)]
+    inputs += [Input(value, sides[array][1]) for array, value in known.items()]
+    try:
+        recording = recorded(lambda: cross(first, second, known), inputs, moments.program.data)
+        made = Tape(recording, found)
+        made.check([x.value for x in inputs], recording.values)
+        return made
+    except Refused:
+        return None
+
+
+class Replay:
+    """One job of a tape."""
+
+    def __init__(self, made: Tape, x1: Tensor, x2: Tensor, sides: Sides, most: tuple[int, int]) -> None:
+        self.tape = made
+        self.most = most
+        self.values = [(x1, 0), (x2.unsqueeze(0), 1), *sides.values()]
+        self.free: list[Any] = []
+        kept = sum(v.numel() * v.element_size() for v, _ in self.values)
+        self.cache: dict[Any, Tensor] | None = {} if kept <= _CACHED else None
+
+    def __call__(self, rows: slice, columns: slice, use: Callable[[Sequence[Tensor]], None]) -> bool:
+        """Compute a block and use it, in memory that is taken again afterwards; False if that takes another tape."""
+        try:
+            workspace = self.free.pop()
+        except IndexError:
+            workspace = self.tape.workspace(self.most)
+        bound = workspace.at((rows.stop - rows.start, columns.stop - columns.start))
+        possible = True
+        for side, where in enumerate((rows, columns)):
+
+            def values(i: int, where: slice = where) -> Tensor:
+                value, copy = self.values[i]
+                return part(value, copy, where)
+
+            possible &= bound.load(side, (where.start, where.stop), values, self.cache)
+        if possible:
+            use(bound.run())
+        self.free.append(workspace)
+        return possible
+
+    def close(self) -> None:
+        """Give the memory back to the tape."""
+        for workspace in self.free:
+            self.tape.back(workspace)
+
+
+def part(value: Tensor, copy: int, where: slice) -> Tensor:
+    """What depends on one set of inputs, at some of them."""
+    return value if value.shape[copy] == 1 else value[(slice(None),) * copy + (where,)]
