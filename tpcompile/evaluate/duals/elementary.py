@@ -34,8 +34,13 @@ def sqrt_(x: Tensor) -> Tensor:
     return x
 
 
+def recording() -> bool:
+    """True while :mod:`tpcompile.evaluate.tapes` writes down what torch computes."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def _shared(x: Tensor) -> bool:
     """True if NumPy can compute on the memory of x, and nobody records what torch computes."""
-    if torch._C._len_torch_dispatch_stack():
-        return False
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not x.requires_grad
+    return (
+        not recording() and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not x.requires_grad
+    )

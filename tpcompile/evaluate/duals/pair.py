@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcompile.evaluate.duals.elementary import asin, sqrt_
+from tpcompile.evaluate.duals.elementary import asin, recording, sqrt_
 
 _ROUNDING = 16
 """Units of rounding by which the correlation of equal variables may miss one."""
@@ -51,9 +51,10 @@ class Pair:
         if not rho.numel():
             return rho
         near = 1 - _ROUNDING * torch.finfo(rho.dtype).eps
-        least, most = torch.aminmax(rho)
-        if bool(most <= near) and bool(least >= -near):
-            return rho
+        if not recording():  # a tape looks first, too
+            least, most = torch.aminmax(rho)
+            if bool(most <= near) and bool(least >= -near):
+                return rho
         return torch.where(rho.abs() < near, rho, rho.sign())
 
     @cached_property

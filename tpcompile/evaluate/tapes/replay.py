@@ -222,17 +222,25 @@ class Bound:
             self.tensors[x] = VIEWS[x.name](base, *rest)
             return
         assert memory is not None
-        out = self.tensors[x] = memory[: math.prod(shape)].view(shape)
+        out = self.tensors[x] = self._over(x, memory, shape)
         if x.name == INPUT:
             return
         args = [self._tensor(a) if isinstance(a, Step) else a for a in x.args]
         calls = self.calls[tape.stage[x]]
         if x.name in NUMPY and x.dtype in (torch.float32, torch.float64) and args[0].dtype == x.dtype:
-            calls.append(NUMPY[x.name](args[0], out))
+            calls.append(NUMPY[x.name](*args, out=out))
         elif x.name == "amax":
             calls.append(partial(torch.amax, args[0], tuple(range(args[0].dim())), out=out))
         else:
             calls.append(partial(OUT[x.name], *args, **dict(x.options), out=out))
+
+    def _over(self, x: Step, memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Memory in its shape: the operand's own tensor where that is overwritten."""
+        for y in x.operands:
+            found = self.tensors.get(y)
+            if found is not None and found.data_ptr() == memory.data_ptr() and found.shape == shape:
+                return found
+        return memory[: math.prod(shape)].view(shape)
 
     def load(self, side: int, key: Any, values: Callable[[int], Tensor], cache: dict[Any, Tensor] | None) -> bool:
         """Take in the inputs of some rows or columns; False if a decision would be another one there."""

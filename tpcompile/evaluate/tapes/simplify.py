@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tpcompile.evaluate.tapes.steps import CONSTANT, INPUT, Step
+from tpcompile.evaluate.tapes.steps import CONSTANT, INPUT, SNAP, Step
 
 _SMALL = 8  # times smaller than a product are the factors that are joined before
 
@@ -60,6 +60,9 @@ class _Rewriting:
             found = self._joined(step)
             if found.shape == step.shape:
                 return found
+        snapped = _snapped(step)
+        if snapped is not None:
+            return self._step(SNAP, (self._at(snapped[0]), snapped[1]), {}, step)
         if step.name in (INPUT, CONSTANT) or step.value is not None:
             return step
         return self._step(step.name, tuple(self._at(x) for x in step.args), dict(step.options), step)
@@ -147,6 +150,17 @@ class _Rewriting:
             sides = frozenset[int]().union(*(x.sides for x in operands))
             self.known[key] = replace(like, name=name, args=args, options=kept, shape=shape, sides=sides, value=None)
         return self.known[key]
+
+
+def _snapped(step: Step) -> tuple[Step, float] | None:
+    """``(x, near)`` of ``where(abs(x) < near, x, sign(x))``."""
+    if step.name != "where":
+        return None
+    test, x, sign = step.args
+    if (test.name, x.dtype) != ("lt", step.dtype) or sign.name != "sign" or sign.args != (x,) or x.shape != step.shape:
+        return None
+    size, near = test.args
+    return (x, near) if isinstance(near, float) and size.name == "abs" and size.args == (x,) else None
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

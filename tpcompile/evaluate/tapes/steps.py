@@ -43,6 +43,7 @@ class Step:
         return (x for x in self.args if isinstance(x, Step))
 
 
+SNAP = "snap"  # where(abs(x) < near, x, sign(x))
 INPUT, CONSTANT = "input", "constant"
 
 VIEWS: dict[str, Callable[..., Tensor]] = {
@@ -64,6 +65,20 @@ def _copied(x: Tensor, *, out: Tensor, **_: Any) -> Tensor:
     return out.copy_(x)
 
 
+def _snapped(x: Tensor, near: float, out: Tensor) -> Callable[[], Any]:
+    """``x`` where it is nearer to zero than that, else its sign: mostly all of it, which is found out first."""
+    given, found = x.numpy(), out.numpy()
+
+    def call() -> None:
+        if out is not x:
+            np.copyto(found, given)
+        if not (given.max() < near and given.min() > -near):
+            at = (np.abs(found) >= near).nonzero()
+            found[at] = np.sign(found[at])
+
+    return call
+
+
 def _numpy(function: Callable[..., Any]) -> Callable[..., Any]:
     def bound(x: Tensor, out: Tensor) -> Callable[[], Any]:
         given, found = x.numpy(), out.numpy()
@@ -72,7 +87,7 @@ def _numpy(function: Callable[..., Any]) -> Callable[..., Any]:
     return bound
 
 
-NUMPY: dict[str, Callable[..., Callable[[], Any]]] = {"sqrt": _numpy(np.sqrt)}  # see duals.elementary
+NUMPY: dict[str, Callable[..., Callable[[], Any]]] = {"sqrt": _numpy(np.sqrt), SNAP: _snapped}  # see duals.elementary
 if WIDE:
     NUMPY["asin"] = _numpy(np.arcsin)
 
@@ -83,7 +98,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
         "erf", "erfc", "exp", "expm1", "ge", "gt", "le", "log", "log1p", "lt", "maximum", "minimum", "mul", "neg",
         "pow", "reciprocal", "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "sub", "tanh", "where",
     )
-} | {"clone": _copied, "copy": _copied}  # fmt: skip
+} | {"clone": _copied, "copy": _copied, SNAP: _snapped}  # fmt: skip
 
 OTHER: dict[str, Callable[..., Any]] = {"bmm": torch.bmm, "mm": torch.mm, "amax": torch.amax}
 OUT = POINTWISE | OTHER
