@@ -28,7 +28,6 @@ from tpcompile.ir import (
     Concat,
     Dims,
     Gather,
-    MergeWidth,
     Node,
     Permute,
     Scatter,
@@ -118,43 +117,6 @@ def block(f: Factor) -> Factor:
     assert at is not None
     inner = f.on(x, _finite(x.dims, by_axis))
     return replace(inner, blocks=(*f.blocks, at))
-
-
-def merged(m: Moments, f: Factor, factors: Sequence[Factor]) -> Poly:
-    """A merged width: the mean over the blocks, all factors at the same one."""
-    op = f.node.op
-    assert isinstance(op, MergeWidth)
-    parts = f.node.operands[0].dims[op.axis + op.inner]
-    assert isinstance(parts, int)
-    if len(f.blocks) > 1:
-        raise m.unfactorised("blocks of blocks of a merged width", f.node)
-    given = f.blocks[0] if f.blocks else None
-    if given is not None and m.lengths[given] != parts:
-        raise m.unfactorised("blocks of a merged width that are not those it is made of", f.node)
-    at = given if given is not None else m.label(parts)
-
-    def under(g: Factor) -> Factor:
-        if g.blocks != f.blocks:
-            if given is None or not g.blocks:
-                raise m.unfactorised("blocks of a merged width beside the whole", g.node)
-            return g  # at another block: stays what it is
-        if not isinstance(g.node.op, MergeWidth):
-            return g if given is not None else replace(g, blocks=(at,))
-        x = g.node.operands[0]
-        if g.node.op.inner != op.inner or x.dims[g.node.op.axis + op.inner] != parts:
-            raise m.unfactorised("widths merged in different ways", g.node)
-        by_axis = _by_axis(g.node.dims, g.labels)
-        by_axis.insert(g.node.op.axis + op.inner, at)
-        return replace(g.on(x, _finite(x.dims, by_axis)), blocks=())
-
-    poly = m.moment(tuple(under(g) for g in factors))
-    if given is not None:
-        return poly
-    return tuple(replace(t, coefficient=t.coefficient / parts) if _has(t, at) else t for t in poly)
-
-
-def _has(term: Term, label: Label) -> bool:
-    return any(label in labels for _, labels in term.uses) or any(label in pair for pair in term.deltas)
 
 
 # views -------------------------------------------------------------------------------------

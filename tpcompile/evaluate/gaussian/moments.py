@@ -20,7 +20,7 @@ from tpcompile.analysis.parity import Parity
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import TpcompileError
 from tpcompile.evaluate.domains import find_domains
-from tpcompile.evaluate.gaussian import axes, groups, radial, response
+from tpcompile.evaluate.gaussian import axes, groups, merges, radial, response
 from tpcompile.evaluate.gaussian.recognise import monomial, negative_square
 from tpcompile.evaluate.gaussian.structure import Structure, input_nodes, is_linear_move
 from tpcompile.evaluate.gaussian.terms import (
@@ -42,7 +42,6 @@ from tpcompile.ir import (
     Init,
     Map,
     MatMul,
-    MergeWidth,
     Mul,
     Node,
     Permute,
@@ -185,18 +184,18 @@ class Moments:
                     for own, inner in alternatives
                     for t in self._with(own, (*inner, *others))
                 )
-        pair = self._free_pair(factors)
-        if pair is not None:
-            i, j = pair
-            others = tuple(f for k, f in enumerate(factors) if k not in pair)
-            return self.times(self.generators(factors[i], factors[j]), others)
-        for f in factors:
-            if f.node in held or (len(factors) > 2 and self.whole(f)):
-                continue
-            if isinstance(f.node.op, MergeWidth):
-                return axes.merged(self, f, factors)
+        free = self._free(factors)
+        if free:
+            chosen = [factors[i] for i in free]
+            others = tuple(f for k, f in enumerate(factors) if k not in free)
+            return self.times(self.mean(*chosen) if len(free) == 1 else self.generators(*chosen), others)
+        left = [f for f in factors if f.node not in held and not (len(factors) > 2 and self.whole(f))]
+        for f in left:
             if is_linear_move(f.node.op):
                 return axes.moved(self, f, factors)
+        for f in left:
+            if merges.below(self, f.node) is not None:
+                return merges.merged(self, f, factors)
         return groups.independent(self, factors)
 
     def _still(self, node: Node) -> bool:
@@ -294,18 +293,17 @@ class Moments:
 
     # generators ----------------------------------------------------------------------------
 
-    def _free_pair(self, factors: Sequence[Factor]) -> tuple[int, int] | None:
-        """Two factors that are the same initial value, on which nothing else depends: their deltas come first."""
+    def _free(self, factors: Sequence[Factor]) -> tuple[int, ...]:
+        """An initial value on which no other factor depends, or two factors that are the same one."""
         if len(factors) < 3:
-            return None
+            return ()
         for i, f in enumerate(factors):
             if not isinstance(f.node.op, Init):
                 continue
             same = [k for k, g in enumerate(factors) if f.node in self.structure.reach(g.node)]
-            if len(same) == 2 and all(factors[k].node is f.node for k in same) and same[0] == i:
-                i, j = same
-                return i, j
-        return None
+            if len(same) <= 2 and all(factors[k].node is f.node for k in same) and same[0] == i:
+                return tuple(same)
+        return ()
 
     def times(self, poly: Poly, others: tuple[Factor, ...]) -> Poly:
         """Multiply by the expectation of the others, with the labels that the deltas of each term unify."""
