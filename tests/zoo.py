@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
+    "logsigmoid": nn.LogSigmoid,
     "leaky_relu": lambda: nn.LeakyReLU(0.1),
     "elu": nn.ELU,
     "erf": lambda: Pointwise(torch.erf),

@@ -145,12 +145,15 @@ class Compiled:
         )
 
     def symbolic(self, symbols: Sequence[str] = ("eta", "gram", "targets"), output_init: str | None = None) -> Symbolic:
-        """The limit as formulas: sympy expressions in a factor eta of all learning rates, the Gram matrix and targets.
+        """The limit as formulas: sympy expressions in hyperparameters, the Gram matrix and the targets.
 
         For networks whose pointwise functions are polynomials, with a loss such as mean squared error; small cases,
-        since formulas grow quickly with steps, depth and inputs. ``symbols`` says what is a symbol; the rest keeps its
-        numbers, which must be rationals or roots of rationals. See :class:`tpcompile.symbolic.Symbolic`.
-        Raises EvaluationError where there is no formula.
+        since formulas grow quickly with steps, depth and inputs. ``symbols`` says what is a symbol, among "eta",
+        "momentum" and "decay" (factors of all learning rates, momenta and weight decays), "gram" and "targets"; the
+        rest keeps its numbers, which must be rationals or roots of rationals. Random outputs at initialisation enter as
+        symbols of their own. See :class:`tpcompile.symbolic.Symbolic`.
+        Raises UsageError for a symbol of something that the optimizer does not have, EvaluationError where there is no
+        formula.
         """
         from tpcompile.symbolic import symbolic
 

@@ -1,144 +1,190 @@
-"""Held-out loss and accuracy of Word2Vec: finite widths, the maximal update limit, and the kernel limits.
+"""Word2Vec on a whole text: word analogies and held-out loss of finite widths, of their limit, and of its kernels.
 
+python tests/benchmarks/word2vec.py --model skip-gram --out skip-gram.md
+python tests/benchmarks/word2vec.py --model sampling --out sampling.md
 python tests/benchmarks/word2vec.py --model cbow --out cbow.md
-python tests/benchmarks/word2vec.py --model skipgram --out skipgram.md
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from published import HEADER, Scores, arguments, number, row, write
+from published import arguments, number, write
 from torch import Tensor
 
 import tpcompile as tp
+from tpcompile.errors import EvaluationError
 
-import word2vec_cbow  # isort: skip  # found by the import of published
-import word2vec_skipgram  # isort: skip
+import word2vec_analogies as example  # isort: skip  # found by the import of published
+
+MODELS = {
+    "skip-gram": (384, example.skip_gram, example.softmax_loss, [15.0, 30.0, 60.0, 120.0]),
+    "sampling": (384, example.skip_gram, example.sampling_loss, [7.5, 15.0, 30.0, 60.0]),
+    "cbow": (256, example.bag_of_words, example.softmax_loss, [7.5, 15.0, 30.0, 60.0]),
+}
+KERNEL_RATES = [10.0 * 10 ** (i / 2) for i in range(8)]
+FIFTH = 5  # every so manieth file is held out
+
+HEADER = [
+    "| model | rate | training loss | held-out loss | held-out accuracy, % | analogies, % |",
+    "|---|---|---|---|---|---|",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trained model is worth; losses, and accuracies in per cent."""
+
+    fit: float
+    loss: float
+    accuracy: float
+    analogies: float
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model with its data: ``make(width, lr)`` and ``make_ntk(width)``, training and test inputs and targets."""
+    """A text with its losses on the training and on the held-out part."""
 
-    example: Any
-    data: tuple[Tensor, Tensor, Tensor, Tensor]
-    shape: tuple[int, ...]  # of the outputs of one input
-    answers: Tensor  # the index of the right output of every test input
+    words: int
+    train: example.Loss
+    test: example.Loss
+    held_out: example.Corpus
+    asked: Tensor
+    rates: list[float]
 
-    @property
-    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return self.example.loss
+    def outcome(self, scores: Tensor, gram: Tensor) -> Outcome:
+        """By the scores of all words, and the Gram matrix of their embeddings."""
+        if not bool(torch.isfinite(scores).all()):
+            return Outcome(math.inf, math.inf, math.nan, math.nan)
+        words = torch.arange(self.words)
+        shares = self.held_out.shares
+        best = scores[self.held_out.contexts].mean(1).argmax(1, keepdim=True)
+        fit, loss = (float(loss(scores, words)) for loss in (self.train, self.test))
+        accuracy = 100 * float(shares.gather(1, best).sum())
+        return Outcome(fit, loss, accuracy, example.analogies(gram, self.asked))
 
 
 def task(name: str) -> Task:
-    if name == "cbow":
-        data = word2vec_cbow.load_windows(train=512, test=512)
-        return Task(word2vec_cbow, data, (word2vec_cbow.WORDS,), data[3])
-    data = word2vec_skipgram.load_pairs(train=512, test=512)
-    words = 1 + word2vec_skipgram.NEGATIVES
-    return Task(word2vec_skipgram, data, (words,), torch.zeros(len(data[2]), dtype=torch.int64))
+    words, corpus, loss, rates = MODELS[name]
+    text = example.load_text()
+    known = example.vocabulary(text, words)
+    keep = example.kept(text, known)
+    train, test = (
+        corpus([file for i, file in enumerate(text) if (i % FIFTH == 0) == held_out], known, keep)
+        for held_out in (False, True)
+    )
+    asked = example.questions(known)
+    print({kind: len(q) for kind, q in asked.items()}, len(train.contexts), len(test.contexts), flush=True)
+    return Task(words, loss(train), loss(test), test, torch.cat(list(asked.values())), rates)
 
 
-def mup_limit(task: Task, lr: float, steps: int) -> tuple[float, Tensor]:
-    """Training loss after the last step, and outputs on the test inputs at every step."""
-    inputs, targets, test_inputs, _ = task.data
-    result = tp.compile(
-        lambda width: task.example.make(width, lr), inputs, targets, task.loss, steps=steps, test_inputs=test_inputs
-    ).evaluate(evaluator="exact")
-    assert result.loss is not None
-    assert result.test_outputs is not None
-    return float(result.loss[-1]), result.test_outputs
+def mup_limit(task: Task, lr: float, steps: int) -> Outcome:
+    words = torch.arange(task.words)
+    compiled = tp.compile(lambda width: example.make(width, lr, task.words), words, words, task.train, steps=steps)
+    try:
+        result = compiled.evaluate(evaluator="exact")
+    except EvaluationError:  # not finite
+        return task.outcome(torch.full((task.words, task.words), torch.inf), torch.eye(task.words))
+    return task.outcome(result.outputs[-1], result.feature_kernel("embedding")[-1])
 
 
-def kernel_limit(task: Task, which: str) -> Callable[[Task, float, int], tuple[float, Tensor]]:
-    """Gradient descent from zero with the tangent kernel, or ("nngp") with that of the readout learning alone."""
-    kernel = tp.kernel(lambda width: task.example.make_ntk(width)[0], task.data[0][0])
-    pairs = [kernel(x, task.data[0], which).double() for x in (task.data[0], task.data[2])]
-    if pairs[0].ndim == 4:  # of outputs that differ: a matrix over inputs and outputs
-        pairs = [k.transpose(1, 2).flatten(2).flatten(0, 1) for k in pairs]
+def kernel_limit(task: Task, which: str) -> Callable[[Task, float, int], Outcome]:
+    """Gradient descent with a fixed kernel ("ntk", or "nngp" where only the readout learns), from zero scores.
 
-    def limit(task: Task, lr: float, steps: int) -> tuple[float, Tensor]:
-        targets = task.data[1].double() if task.data[1].is_floating_point() else task.data[1]
-        train, test = (torch.zeros((len(x), *task.shape), dtype=torch.float64) for x in (task.data[0], task.data[2]))
-        outputs = [test]
+    The embeddings stay as they are at the start: their Gram matrix is that of the features.
+    """
+    words = torch.arange(task.words)
+    kernel = tp.kernel(lambda width: example.make_ntk(width, words=task.words)[0], words[0])
+    matrix, gram = kernel(words, None, which).double(), kernel.nngp(words).double()
+
+    def limit(task: Task, lr: float, steps: int) -> Outcome:
+        scores = torch.zeros(task.words, task.words, dtype=torch.float64)
         for _ in range(steps):
-            f = train.requires_grad_()
-            (g,) = torch.autograd.grad(task.loss(f, targets), f)
-            moves = [(k @ g.reshape(k.shape[1], -1)).reshape(-1, *task.shape) for k in pairs]
-            train, test = f.detach() - lr * moves[0], test - lr * moves[1]
-            outputs.append(test)
-        return float(task.loss(train, targets)), torch.stack(outputs)
+            scores.requires_grad_()
+            (slope,) = torch.autograd.grad(task.train(scores, words), scores)
+            scores = scores.detach() - lr * matrix @ slope
+        return task.outcome(scores, gram)
 
     return limit
 
 
-def trained(task: Task, width: int, lr: float, steps: int, seed: int) -> tuple[float, Tensor]:
-    """Training loss, and outputs ``(1, N, k)`` on the test inputs, of a network after the last step."""
-    inputs, targets, test_inputs, _ = task.data
+def trained(task: Task, width: int, lr: float, steps: int, seed: int) -> Outcome:
     torch.manual_seed(seed)
-    model, optimizer = task.example.make(width, lr)
+    model, optimizer = example.make(width, lr, task.words)
+    words = torch.arange(task.words)
     for _ in range(steps):
         optimizer.zero_grad()
-        task.loss(model(inputs), targets).backward()
+        task.train(model(words), words).backward()
         optimizer.step()
     with torch.no_grad():
-        return float(task.loss(model(inputs), targets)), model(test_inputs)[None]
+        embeddings = dict(model.named_parameters())["embedding.weight"].double()
+        return task.outcome(model(words), embeddings @ embeddings.T)
 
 
-def scores(task: Task, outputs: Tensor) -> Scores:
-    """Loss and accuracy on the test inputs at every step; of equal largest outputs one is chosen at random."""
-    targets = task.data[3].double() if task.data[3].is_floating_point() else task.data[3]
-    loss = torch.stack([task.loss(f.double(), targets) for f in outputs])
-    largest = (outputs == outputs.amax(-1, keepdim=True)).double()
-    chance = largest / largest.sum(-1, keepdim=True)
-    places = task.answers[None, :, None].expand(len(outputs), -1, 1)
-    return loss, 100 * chance.gather(-1, places).mean((-2, -1))
+def line(name: str, lr: float, found: Sequence[Outcome]) -> str:
+    """Mean and its standard error over the runs."""
+
+    def cell(values: Sequence[float], digits: int) -> str:
+        x = torch.tensor(values, dtype=torch.float64)
+        error = f" ± {float(x.std()) / len(x) ** 0.5:.{digits}f}" if len(x) > 1 else ""
+        return f"{float(x.mean()):.{digits}f}{error}"
+
+    fields = (
+        (o.fit for o in found),
+        (o.loss for o in found),
+        (o.accuracy for o in found),
+        (o.analogies for o in found),
+    )
+    cells = [cell(list(values), digits) for values, digits in zip(fields, (4, 4, 2, 1), strict=True)]
+    return f"| {name} | {lr:.3g} | {' | '.join(cells)} |"
 
 
-def table(task: Task, rates: Sequence[float], steps: int, widths: Sequence[int], seeds: int) -> list[str]:
+def table(task: Task, steps: int, widths: Sequence[int], seeds: int) -> list[str]:
+    """Everything at its best rate by the held-out loss, the rate of a width by its first seed."""
     limits = {
-        "muP limit": mup_limit,
-        "NTK limit": kernel_limit(task, "ntk"),
-        "NNGP limit": kernel_limit(task, "nngp"),
+        "muP limit": (mup_limit, task.rates),
+        "NTK limit": (kernel_limit(task, "ntk"), KERNEL_RATES),
+        "NNGP limit": (kernel_limit(task, "nngp"), KERNEL_RATES),
     }
-    lines = ["| model | lr | training loss | held-out loss | lowest held-out loss, step | seconds |", "|" + "---|" * 6]
-    best: dict[str, tuple[float, float]] = {}
-    rows = {}
-    for lr in rates:
-        for name, limit in limits.items():
-            began = time.perf_counter()
-            train, outputs = limit(task, lr, steps)
-            loss, accuracy = scores(task, outputs)
-            low = int(loss.argmin())
-            lines.append(
-                f"| {name} | {lr:g} | {number(train)} | {number(float(loss[-1]))} |"
-                f" {float(loss[low]):.4f}, {low} | {time.perf_counter() - began:.0f} |"
-            )
-            print(lines[-1], flush=True)
-            if name not in best or float(loss[-1]) < best[name][0]:
-                best[name] = float(loss[-1]), lr
-                rows[name] = row(f"{name}, lr {lr:g}", [(loss, accuracy)], [train])
-    lines += ["", f"{steps} steps, {seeds} seeds a width; ± is one standard error.", "", *HEADER]
-    lr = best["muP limit"][1]
+    lines = [f"{steps} steps, {seeds} seeds a width; ± is one standard error over seeds.", "", *HEADER]
+    tried: list[str] = []
+
+    def note(name: str, lr: float, found: Outcome, began: float) -> Outcome:
+        tried.append(
+            f"| {name} | {lr:.3g} | {number(found.fit)} | {number(found.loss)} | {found.accuracy:.2f} |"
+            f" {found.analogies:.1f} | {time.process_time() - began:.0f} |"
+        )
+        print(tried[-1], flush=True)
+        return found
+
     for width in widths:
-        runs = [trained(task, width, lr, steps, seed) for seed in range(seeds)]
-        label = f"muP, width {width}, lr {lr:g}"
-        lines.append(row(label, [scores(task, f) for _, f in runs], [loss for loss, _ in runs]))
-        print(lines[-1], flush=True)
-    return [*lines, *rows.values()]
+        first = {}
+        for lr in task.rates:
+            began = time.process_time()
+            first[lr] = note(f"muP, width {width}", lr, trained(task, width, lr, steps, 0), began)
+        lr = min(first, key=lambda rate: first[rate].loss)
+        runs = [first[lr], *(trained(task, width, lr, steps, seed) for seed in range(1, seeds))]
+        lines.append(line(f"muP, width {width}", lr, runs))
+    for name, (limit, rates) in limits.items():
+        found = {}
+        for lr in rates:
+            began = time.process_time()
+            found[lr] = note(name, lr, limit(task, lr, steps), began)
+        lr = min(found, key=lambda rate: found[rate].loss)
+        lines.append(line(name, lr, [found[lr]]))
+    titles = [HEADER[0] + " seconds |", HEADER[1] + "---|"]
+    return [*lines, "", "<details><summary>All rates</summary>", "", *titles, *tried, "", "</details>"]
 
 
 def main() -> None:
-    parser = arguments(__doc__, rates=[], steps=40, widths=[16, 64, 256, 1024], seeds=8)
-    parser.add_argument("--model", choices=("cbow", "skipgram"), default="cbow")
+    parser = arguments(__doc__, rates=[], steps=300, widths=[16, 64, 256, 1024], seeds=8)
+    parser.add_argument("--model", choices=tuple(MODELS), default="skip-gram")
     options = parser.parse_args()
-    rates = options.rates or ([8.0, 12.0, 32.0, 128.0] if options.model == "cbow" else [40.0, 80.0, 160.0, 1280.0])
-    write(table(task(options.model), rates, options.steps, options.widths, options.seeds), options.out)
+    write(table(task(options.model), options.steps, options.widths, options.seeds), options.out)
 
 
 if __name__ == "__main__":

@@ -85,12 +85,14 @@ def members(
         return
     fixed = [(i, node) for i, node in order if node not in plan.random]
     run.execute(fixed, lambda node, i: node in needed_later, progress)
-    early = [g for g in plan.scalars if isinstance(g.op, Gaussian) and not any(x in plan.random for x in g.operands)]
+    sums = [g for g in plan.scalars if isinstance(g.op, Gaussian)]
+    early = [g for g in sums if not any(x in plan.random for x in g.operands)]
     joint = _Joint(run, [], [], [])
-    for g in early:
-        joint.append(g)
-    live = [g not in zero for g in early]
-    root = _root(joint, parity, live) if early else torch.zeros((0, 0), dtype=run.dtype)
+    root = torch.zeros((sum(map(finite_size, early)), 0), dtype=run.dtype)
+    if not zero.issuperset(sums):  # else their covariances do not count
+        for g in early:
+            joint.append(g)
+        root = _root(joint, parity, [g not in zero for g in early]) if early else root
     normal = [g for g in plan.scalars if isinstance(g.op, Init) and isinstance(g.op.law, Normal) and g not in zero]
     root, centre = _with_parameters(root, normal)
     early = early + normal

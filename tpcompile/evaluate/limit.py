@@ -76,7 +76,7 @@ def estimate(
     plan = Plan.of(program)
     total = len(program.nodes)
     progress = (lambda i: None) if tick is None else (lambda i: tick(i, total))
-    run = LinearRun(plan, choice.degrees, settings.dot)
+    run = LinearRun(plan, choice.degrees, settings.dot, once=zero.issuperset(plan.scalars))
     mean, second = _ensemble(run, Parity(), settings, covariances, zero, True, progress, most=math.inf)
     zeros, exact = ({name: torch.zeros_like(x) for name, x in found.items()} for found in (mean, second))
     return Estimate(mean, zeros, second, exact, "exact", choice.why)

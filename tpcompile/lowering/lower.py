@@ -196,7 +196,8 @@ def interpret(context: Context, capture: Capture, node: GraphNode, values: Mappi
     if node.kind != "call":
         tensor = capture.data[node.name if node.name in capture.data else str(node.target)]  # buffers go by node
         first = float(tensor.flatten()[0]) if tensor.is_floating_point() and tensor.numel() else math.nan
-        chance = tensor.numel() == 1 and first != 0 and str(node.target) in ("inputs", "targets", "test_inputs")
+        given = str(node.target).split("/")[0] in ("inputs", "targets", "test_inputs")
+        chance = tensor.numel() == 1 and first != 0 and given
         if bool((tensor == first).all()) and not chance:  # a single number of the user's data stays data
             return context.algebra.number(first, axes=axes)  # zeros must count as exactly zero
         constant = context.algebra.builder.constant(tensor, str(node.target))

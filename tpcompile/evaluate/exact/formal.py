@@ -249,6 +249,10 @@ class _Run:
         summands = _einstein(spec, x, _product)
         if node in self.zero:
             return np.zeros(summands.shape, dtype=object)
+        if any(
+            isinstance(psi, Polynomial) and not self.wick.scalars.isdisjoint(psi.generators()) for psi in summands.flat
+        ):
+            raise EvaluationError("the law of a random number depends on earlier ones: it has no exact evaluation")
         domain = self.domains.of[next(y for y in node.operands if y.kind == "vector")]
         check_centred(node)
         for other, axis in self.sums:

@@ -37,14 +37,17 @@ from tpcompile.laws import Normal, mean_and_std
 
 
 class LinearRun(Evaluation):
-    """One exact evaluation of a linear program, in float64."""
+    """One exact evaluation of a linear program, in float64.
 
-    def __init__(self, plan: Plan, degrees: Degrees, dot: bool = True) -> None:
+    ``once`` says that there is a single member of the ensemble, where all random scalars are zero for example.
+    """
+
+    def __init__(self, plan: Plan, degrees: Degrees, dot: bool = True, once: bool = False) -> None:
         super().__init__(plan, torch.float64, seed=0)
         self.degrees = degrees
         self.generators = {d: Generators() for d in plan.domains.all()}
         # with an ensemble a history may be continued more than once, from several beginnings
-        pairing = Pairing({}, {}, {}) if plan.scalars else find_pairs(plan)
+        pairing = find_pairs(plan) if once or not plan.scalars else Pairing({}, {}, {})
         self.accumulated = Accumulated(pairing)
         self.matrices: dict[tuple[Node, int], LinearMap] = {}
         for matrix, domains in plan.domains.sides.items():
