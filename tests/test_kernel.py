@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import kernel_specs
+import pytest
 import torch
 from torch import Tensor, nn
 
 import tpcompile as tp
+from tpcompile.errors import CaptureError
+from tpcompile.kernels import plan
 
 
 def scaled_mlp(
@@ -95,3 +99,28 @@ def test_the_derivative_of_an_error_function_has_a_closed_form() -> None:
     k.ntk(torch.randn(2, 3, generator=torch.Generator().manual_seed(0)))
     assert "closed: Gaussian x Gaussian" in [form for form, _ in k.forms]
     assert all(form.startswith("closed") for form, _ in k.forms)
+
+
+def test_one_trace_serves_both_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is traced once for NNGP and tangent kernel; without a derivative it still has an NNGP."""
+    traced: list[bool] = []
+    original = plan.capture
+
+    def counted(*args: Any, variation: bool, **options: Any) -> Any:
+        traced.append(variation)
+        if failing and variation:
+            raise CaptureError("no derivative", where="here")
+        return original(*args, variation=variation, **options)
+
+    monkeypatch.setattr(plan, "capture", counted)
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    failing = False
+    whole = tp.kernel(scaled_mlp(torch.relu), x[0])
+    expected = whole(x)
+    assert traced == [True]
+    assert not any("direction" in str(node.op) for node in whole.program_of("nngp").nodes)
+    failing = True
+    partial = tp.kernel(scaled_mlp(torch.relu), x[0])
+    torch.testing.assert_close(partial.nngp(x), expected.nngp, rtol=0, atol=0)
+    with pytest.raises(CaptureError, match="no derivative"):
+        partial.ntk(x)

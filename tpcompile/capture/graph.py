@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -144,6 +144,16 @@ class Capture:
             for name in node.operands:
                 found[name].append(node)
         return dict(found)
+
+    def without(self, kind: str) -> Capture:
+        """The same without the outputs of a kind (``"variation"``), and without what only they depend on."""
+        outputs = {name: ref for name, ref in self.outputs.items() if not name.startswith(f"{kind}/")}
+        live = {ref.name for ref in outputs.values()}
+        for node in reversed(self.nodes):
+            if node.name in live:
+                live.update(node.operands)
+        nodes = tuple(x for x in self.nodes if x.name in live or x.kind in ("parameter", "data"))
+        return replace(self, nodes=nodes, outputs=outputs)
 
     @cached_property
     def depends_on_data(self) -> frozenset[str]:

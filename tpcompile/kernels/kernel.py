@@ -15,7 +15,7 @@ from tpcompile.errors import UsageError
 from tpcompile.kernels.arrays import Array as Data
 from tpcompile.kernels.arrays import Kernels, numpy_in_numpy_out
 from tpcompile.kernels.job import Job
-from tpcompile.kernels.plan import Pairs, Plan, check_input, plan_kernels
+from tpcompile.kernels.plan import Pairs, Plan, Traces, check_input, plan_kernels
 from tpcompile.kernels.uses import Uses
 from tpcompile.laws import Law
 
@@ -38,14 +38,15 @@ class Kernel(Uses):
     ) -> None:
         self.example = example
         self.arguments = (make, example, optimizer, init, widths)
-        self._build = lambda tangent: plan_kernels(make, example, tangent, optimizer, init, widths, self.batch)
+        self._traces = Traces(make, example, optimizer, init, widths, self.batch)
         self._plans: dict[bool, Plan] = {}
         self._plan(False)
 
     def _plan(self, tangent: bool) -> Plan:
         if tangent not in self._plans:
             with _deep():
-                self._plans[tangent] = self._build(tangent)
+                captured = self._traces.variation() if tangent else self._traces.output()
+                self._plans[tangent] = plan_kernels(captured, tangent)
         return self._plans[tangent]
 
     # facts ---------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcompile.capture import capture
-from tpcompile.errors import UsageError
+from tpcompile.capture import Capture, capture
+from tpcompile.errors import TpcompileError, UsageError
 from tpcompile.evaluate.gaussian.factored import Factoring
 from tpcompile.evaluate.gaussian.moments import Factor, Moments
 from tpcompile.evaluate.gaussian.terms import Array, Poly, unified
@@ -48,25 +48,45 @@ class Plan:
     tapes: dict[object, Tape | None] = field(default_factory=dict)  # by what is evaluated, and from what
 
 
-def plan_kernels(
-    make: Callable[[int], Any],
-    example: Tensor,
-    tangent: bool,
-    optimizer: Callable[..., Any] | None,
-    init: Mapping[str, Law] | None,
-    widths: Sequence[int] | None,
-    batch: bool = False,
-) -> Plan:
-    """Trace the model on one input (a whole batch as one with ``batch``), lower it and plan its kernels."""
-    captured = capture(
-        make,
-        generic(example) if batch else generic(example)[None],
-        optimizer=optimizer,
-        init=init,
-        widths=widths,
-        variation=tangent,
-        growing=True,
-    )
+class Traces:
+    """Traces of a model on one input, or on a whole batch as one: of its output alone, and with its first variation.
+
+    One trace gives both where the model has a variation. Both are made when the first is asked for.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        example: Tensor,
+        optimizer: Callable[..., Any] | None,
+        init: Mapping[str, Law] | None,
+        widths: Sequence[int] | None,
+        batch: bool,
+    ) -> None:
+        def trace(variation: bool) -> Capture:
+            inputs = generic(example) if batch else generic(example)[None]
+            options: dict[str, Any] = {"optimizer": optimizer, "init": init, "widths": widths}
+            return capture(make, inputs, variation=variation, growing=True, **options)
+
+        self._trace = trace
+        self._both: Capture | None = None
+
+    def output(self) -> Capture:
+        """Without variation: it need not have one."""
+        try:
+            self._both = self._trace(True)
+        except TpcompileError:
+            return self._trace(False)
+        return self._both.without("variation")
+
+    def variation(self) -> Capture:
+        """With variation, given away once."""
+        found, self._both = self._both, None
+        return found or self._trace(True)
+
+
+def plan_kernels(captured: Capture, tangent: bool) -> Plan:
+    """Lower a trace and plan its kernels."""
     program = compile_kernel(captured)
     names = [n.op.name for n in program.program.nodes if isinstance(n.op, Data) and n.op.name.startswith("inputs#")]
     moments = Moments(program.program, names[0] if names else "")
