@@ -7,7 +7,7 @@ remembered as its remainder.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -35,6 +35,7 @@ class Algebra:
     vanishing: dict[tuple[str, tuple[Node, ...]], bool] = field(
         default_factory=dict
     )  # moments met, whether they vanish
+    doubt: Callable[[Builder, str, Node], bool] | None = None  # if a mean that is in doubt counts as zero
     exchange: Exchange | None = None  # where zeros by exchanges of parameters count: in verdicts
     place: str = ""  # of the operation at hand, for errors
 

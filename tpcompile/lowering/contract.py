@@ -178,6 +178,9 @@ class Contractions:
         (ratio,) = ratios
         zero = self._vanishes(spec, tuple(nodes))
         number, node = self.nodes.contract(spec, nodes, gaussian=zero)
+        if not zero and self.a.doubt is not None and self.a.doubt(self.a.builder, self.a.place, node):
+            zero = True
+            number, node = self.nodes.contract(spec, nodes, gaussian=True)
         exponent = HALF if zero else Fraction(1)
         number *= float(ratio) ** float(exponent)
         if zero:

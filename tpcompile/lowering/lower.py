@@ -13,7 +13,7 @@ from typing import Any
 from tpcompile.analysis.exchange import Exchange
 from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled
 from tpcompile.errors import InitialisationError, TpcompileError, UnstableError, UnsupportedOperationError
-from tpcompile.ir import Init
+from tpcompile.ir import Builder, Init, Node
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, ParameterLaw, Pieces, mean_and_std
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.context import Context, axis_of
@@ -64,6 +64,7 @@ def lower(
     tolerant: bool = False,
     adjust: Adjustment | None = None,
     earlier: Lowered | None = None,
+    doubt: Callable[[Builder, str, Node], bool] | None = None,
 ) -> Lowered:
     """Lower a captured graph, keeping series to ``depth`` below their leading exponents.
 
@@ -72,10 +73,12 @@ def lower(
     For a ``kernel`` the output may grow with the width, and derivatives of nonlinearities are taken at their inputs,
     where their dual activations are known. ``tolerant`` goes on behind operations that have no rule or no limit:
     nothing is known of their values, and ``undecided`` says why. ``adjust`` may put another value in a node's place.
+    ``doubt`` says of means that are not zero by structure whether they count as zero all the same.
     What another lowering found out about nodes need not be found again: ``earlier`` hands on its nodes.
     Raises UnsupportedOperationError for operations without a rule, UnstableError where a value blows up.
     """
     algebra = Algebra(depth, width) if earlier is None else replace(earlier.context.algebra, depth=depth, width=width)
+    algebra.doubt = doubt
     if tolerant and algebra.exchange is None:
         algebra.exchange = Exchange(algebra.parity, algebra.support, algebra.builder.data)
     context = Context(algebra, capture.nodes[0], derivatives=kernel, beyond=tolerant)

@@ -15,6 +15,7 @@ from tpcompile.laws import Constant
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.lower import Adjustment, Lowered, interpret, lower
 from tpcompile.lowering.value import HALF, AnyValue, has_width
+from tpcompile.parametrization.doubts import Doubts
 from tpcompile.parametrization.effects import (
     difference,
     factor_behind,
@@ -102,10 +103,15 @@ class Measurement:
     """
 
     def __init__(
-        self, capture: Capture, shifts: Mapping[str, Shift] | None = None, earlier: Measurement | None = None
+        self,
+        capture: Capture,
+        shifts: Mapping[str, Shift] | None = None,
+        earlier: Measurement | None = None,
+        doubts: Doubts | None = None,
     ) -> None:
         self.capture = capture
         self.shifts = dict(shifts or {})
+        self.doubts = doubts or (Doubts() if earlier is None else earlier.doubts)
         self._lowered = None if earlier is None else earlier._lowered
         self._depth = Fraction(0)
         self._finite: frozenset[str] = frozenset()
@@ -137,7 +143,9 @@ class Measurement:
     def _deepen(self) -> None:
         self._depth += HALF
         adjust = _shifted(self.capture, self.shifts)
-        self._lowered = lower(self.capture, self._depth, tolerant=True, adjust=adjust, earlier=self._lowered)
+        self._lowered = lower(
+            self.capture, self._depth, tolerant=True, adjust=adjust, earlier=self._lowered, doubt=self.doubts
+        )
         sizes, self._finite, each = _collect(self.capture, self._lowered)
         self._found |= {k: better(size, self._found.get(k, size)) for k, size in sizes.items()}
         self._by_use |= {k: better(size, self._by_use.get(k, size)) for k, size in each.items()}

@@ -17,12 +17,14 @@ class Size:
     """Root-mean-square entries of a value, ``Θ(n**exponent)``; zero has the exponent -inf.
 
     Where the series does not decide it, ``exponent`` is None and the value is at most ``O(n**bound)``
-    (``bound`` inf: nothing is known), for ``reason``.
+    (``bound`` inf: nothing is known), for ``reason``. ``either`` are its exponents in the two cases of a mean
+    that may be zero by its number: if it is not, and if it is.
     """
 
     exponent: Exponent | None
     bound: Exponent
     reason: str = ""
+    either: tuple[Exponent, Exponent] | None = None
 
     @property
     def exact(self) -> bool:
@@ -34,6 +36,8 @@ class Size:
         return self.bound <= e
 
     def __str__(self) -> str:
+        if self.either is not None:
+            return " or ".join("0 (exactly)" if e == -math.inf else str(e) for e in self.either)
         if self.exponent is None:
             return "?" if self.bound == math.inf else f"<= {self.bound}"
         return "0 (exactly)" if self.exponent == -math.inf else str(self.exponent)

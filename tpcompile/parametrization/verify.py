@@ -16,6 +16,7 @@ from tpcompile.laws import Law
 from tpcompile.parametrization.advice import advice_lines
 from tpcompile.parametrization.cases import cases, open_values
 from tpcompile.parametrization.changes import Run
+from tpcompile.parametrization.doubts import Doubts, both
 from tpcompile.parametrization.measure import Measurement, Shift, Sizes, init_exponent, parameter_names, trained
 from tpcompile.parametrization.report import ParameterReport, Report, first_exponent
 from tpcompile.parametrization.sizes import Size
@@ -50,6 +51,9 @@ def verify(
         setup = run.capture()
         measured = Measurement(setup)
         report = make_report(setup, measured.sizes())
+        if measured.doubts.met:
+            other = Measurement(setup, doubts=Doubts(zero=True)).sizes()
+            return both(report, make_report(setup, other), measured.doubts)
         return advised(run, measured, report) if advice else report
 
 

@@ -12,6 +12,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tpcompile.parametrization.report import plain
+from tpcompile.parametrization.sizes import ZERO
+
 if TYPE_CHECKING:
     from tpcompile.parametrization.empirical import CoordinateCheck
     from tpcompile.parametrization.report import Report
@@ -61,7 +64,7 @@ def render(report: Report) -> RenderableType:
         title_justify="left",
     )  # fmt: skip
     for name, p in report.parameters.items():
-        gradient = str(p.gradient_exponent) if p.gradient_exponent is not None else "?"
+        gradient = plain(next((s for s in p.gradient if s.exponent != -math.inf), ZERO))
         effects = [_size(s, limit=0) for s in p.effect] or [Text("-")] * report.steps
         rate = "not trained" if p.lr_exponent is None else str(p.lr_exponent)
         table.add_row(name, str(p.init_exponent), rate, gradient if p.gradient else "-", *effects)
