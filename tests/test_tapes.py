@@ -5,7 +5,7 @@ import torch
 from kernel_specs import ERF, RELU, deep, make
 
 import tpcompile as tp
-from tpcompile.evaluate.tapes import Input, Refused, Tape, recorded
+from tpcompile.evaluate.tapes import Input, Refused, Side, Tape, recorded
 from tpcompile.kernels import job
 
 SPECS = {
@@ -67,10 +67,10 @@ def replayed(function, rows, columns, lengths=(7, 11)):
     a, b = rows[: lengths[0]], columns[:, : lengths[1]]
     tape = Tape(recorded(lambda: [function(a, b)], [Input(a, 0), Input(b, 1)], {}), lengths)
     most = (len(rows), columns.shape[1])
-    bound = tape.workspace(most).at(most)
-    assert bound.load(0, "all", lambda i: (rows, columns)[i], None)
-    assert bound.load(1, "all", lambda i: (rows, columns)[i], None)
-    return bound.run()[0]
+    block = tape.workspace(most).at(most)
+    for side in (0, 1):
+        block.load(side, Side(tape, side, most[side], (rows, columns).__getitem__), 0)
+    return block.run()[0]
 
 
 def test_changes_in_place_products_and_sums():

@@ -39,12 +39,12 @@ def side_by_side(
 
     if workers < 2:
         return [run(index) for index in range(count)]
-    with _single_threaded(), ThreadPoolExecutor(workers) as pool:
+    with single_threaded(), ThreadPoolExecutor(workers) as pool:
         return list(pool.map(run, range(count)))
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """Operations of torch use one thread each; new threads take this over."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -16,6 +16,7 @@ from tpcompile.evaluate.gaussian.order import Order, children, one_sided, order
 from tpcompile.evaluate.gaussian.run import Run
 from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
 from tpcompile.evaluate.tapes import Tape
+from tpcompile.evaluate.threads import single_threaded
 from tpcompile.kernels.plan import Pairs, Plan
 from tpcompile.kernels.replay import Replay, Sides, part, tape
 
@@ -76,17 +77,36 @@ class Job:
         if self._differentiable(x1, y):
             return self._block(x1, y, x2 is None)
         out = [_matrix((len(x1), len(y), *p.positions, *p.positions), self.dtype) for p in self.pairs]
-        wanted = [p.cross for p in self.pairs if p.cross is not None]
         height, width = (block, block) if block else self._sides()
-        with torch.no_grad():
-            sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted, width)
+        if len(x1) <= height and len(y) <= width:
+            self._fill(out, x1, x2, (height, width), block, progress, 1)
+            return out
+        threads = torch.get_num_threads()
+        with single_threaded():  # a thread of OpenMP that has nothing more to do would take a processor for a while
+            self._fill(out, x1, x2, (height, width), block, progress, threads)
+        return out
+
+    @torch.no_grad()
+    def _fill(
+        self,
+        out: list[Tensor],
+        x1: Tensor,
+        x2: Tensor | None,
+        shape: tuple[int, int],
+        block: int | None,
+        progress: Tick | None,
+        threads: int,
+    ) -> None:
+        """Compute the matrices in blocks of a shape, on so many threads."""
+        y = x1 if x2 is None else x2
+        wanted = [p.cross for p in self.pairs if p.cross is not None]
+        sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted, shape[1])
         plan = order(wanted, sides.keys())
-        tasks = list(_blocks(len(x1), len(y), height, width, x2 is None))
         taped = self._taped(x1, y, sides, plan) if len(x1) * len(y) >= RECORDED else None
         if taped is not None and not block:
-            height, width = self._sides(TILE_BYTES, TILE_ROWS)
-            tasks = list(_blocks(len(x1), len(y), height, width, x2 is None))
-        replay = None if taped is None else Replay(taped, x1, y, sides, (height, width))
+            shape = self._sides(TILE_BYTES, TILE_ROWS)
+        tasks = list(_blocks(len(x1), len(y), *shape, x2 is None))
+        replay = None if taped is None else Replay(taped, x1, y, sides, shape)
         done = 0
 
         def work(task: tuple[slice, slice]) -> None:
@@ -108,18 +128,17 @@ class Job:
             known = {array: part(value, copy, task[copy]) for array, (value, copy) in sides.items()}
             use(self._cross(first, second, known, plan))
 
-        with torch.no_grad(), _workers(len(tasks)) as run:
+        with _workers(threads) as run:
             for _ in run(work, tasks):
                 done += 1
                 if progress is not None:
                     progress(done, len(tasks))
-            if x2 is None and not self.plan.moments.sampled and len(x1):
-                at = torch.arange(len(x1))
-                for target, values in zip(out, self.diagonal(x1, block), strict=True):
-                    target[at, at] = values
+        if x2 is None and not self.plan.moments.sampled and len(x1):
+            at = torch.arange(len(x1))
+            for target, values in zip(out, self.diagonal(x1, block), strict=True):
+                target[at, at] = values
         if replay is not None:
             replay.close()
-        return out
 
     def _taped(self, x1: Tensor, x2: Tensor, sides: Sides, plan: Order) -> Tape | None:
         """The evaluation of a block as a tape, where it is one."""
@@ -259,17 +278,13 @@ def _with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
 
 
 @contextmanager
-def _workers(tasks: int) -> Iterator[Callable[..., Any]]:
-    """A map over as many threads as torch uses, each with one torch thread; the plain map for a single task."""
-    threads = torch.get_num_threads()
-    if threads == 1 or tasks == 1:
+def _workers(threads: int) -> Iterator[Callable[..., Any]]:
+    """A map over so many threads; the plain map for one."""
+    if threads == 1:
         yield map
         return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(threads) as pool:  # each takes over that torch has one thread
+        yield pool.map
 
 
 def _largest(root: Array) -> int:

@@ -16,6 +16,7 @@ from tpcompile.evaluate.gaussian.factored import Factoring
 from tpcompile.evaluate.gaussian.moments import Factor, Moments
 from tpcompile.evaluate.gaussian.terms import Array, Poly, unified
 from tpcompile.evaluate.tapes import Tape
+from tpcompile.evaluate.threads import single_threaded
 from tpcompile.ir import Data, Node
 from tpcompile.laws import Law
 from tpcompile.lowering.kernel import KernelProgram, compile_kernel
@@ -152,5 +153,7 @@ def check_input(x: Tensor, example: Tensor, name: str) -> None:
         )
     if x.is_floating_point() != example.is_floating_point():
         raise UsageError(f"{name} has dtype {x.dtype}, the example input {example.dtype}")
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+    with single_threaded():  # no thread is left waiting
+        finite = not x.is_floating_point() or bool(torch.isfinite(x).all())
+    if not finite:
         raise UsageError(f"{name} contains values that are not finite")

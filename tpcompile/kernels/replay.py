@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpcompile.evaluate.gaussian.moments import Moments
 from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
-from tpcompile.evaluate.tapes import Input, Refused, Tape, recorded
+from tpcompile.evaluate.tapes import Input, Refused, Side, Tape, Workspace, recorded
 
 Sides = Mapping[Array, tuple[Tensor, int]]
 _LENGTHS = ((61, 67), (71, 73), (79, 83), (89, 97), (101, 103), (107, 109), (113, 127), (131, 137))
-_CACHED = 2**25  # bytes of what is kept for each row and column
+_WHOLE = 2**25  # bytes of what depends on one side, up to which it is computed for all blocks at once
 
 
 def tape(
@@ -58,9 +57,12 @@ class Replay:
         self.tape = made
         self.most = most
         self.values = [(x1, 0), (x2.unsqueeze(0), 1), *sides.values()]
-        self.free: list[Any] = []
-        kept = sum(v.numel() * v.element_size() for v, _ in self.values)
-        self.cache: dict[Any, Tensor] | None = {} if kept <= _CACHED else None
+        self.free: list[Workspace] = []
+        whole = [
+            self._side(copy, slice(0, len(x))) if made.bytes(copy) * len(x) <= _WHOLE else None
+            for copy, x in enumerate((x1, x2))
+        ]
+        self.whole = [x if x is not None and x.possible else None for x in whole]
 
     def __call__(self, rows: slice, columns: slice, use: Callable[[Sequence[Tensor]], None]) -> bool:
         """Compute a block and use it, in memory that is taken again afterwards; False if that takes another tape."""
@@ -68,19 +70,24 @@ class Replay:
             workspace = self.free.pop()
         except IndexError:
             workspace = self.tape.workspace(self.most)
-        bound = workspace.at((rows.stop - rows.start, columns.stop - columns.start))
+        block = workspace.at((rows.stop - rows.start, columns.stop - columns.start))
         possible = True
-        for side, where in enumerate((rows, columns)):
-
-            def values(i: int, where: slice = where) -> Tensor:
-                value, copy = self.values[i]
-                return part(value, copy, where)
-
-            possible &= bound.load(side, (where.start, where.stop), values, self.cache)
+        for copy, where in enumerate((rows, columns)):
+            whole = self.whole[copy]
+            source = self._side(copy, where) if whole is None else whole
+            possible &= source.possible
+            block.load(copy, source, 0 if whole is None else where.start)
         if possible:
-            use(bound.run())
+            use(block.run())
         self.free.append(workspace)
         return possible
+
+    def _side(self, copy: int, where: slice) -> Side:
+        def values(i: int) -> Tensor:
+            value, own = self.values[i]
+            return part(value, own, where)
+
+        return Side(self.tape, copy, where.stop - where.start, values)
 
     def close(self) -> None:
         """Give the memory back to the tape."""

@@ -5,7 +5,8 @@
 depends on the values of a block (other than a :func:`record.settled` one), is not recorded.
 """
 
+from tpcompile.evaluate.tapes.bound import Side, Workspace
 from tpcompile.evaluate.tapes.record import Input, Refused, recorded
 from tpcompile.evaluate.tapes.replay import Tape
 
-__all__ = ["Input", "Refused", "Tape", "recorded"]
+__all__ = ["Input", "Refused", "Side", "Tape", "Workspace", "recorded"]

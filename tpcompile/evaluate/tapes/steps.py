@@ -44,6 +44,7 @@ class Step:
 
 
 SNAP = "snap"  # where(abs(x) < near, x, sign(x))
+FIXED = -1  # the stage of what does not depend on the inputs
 INPUT, CONSTANT = "input", "constant"
 
 VIEWS: dict[str, Callable[..., Tensor]] = {
@@ -67,13 +68,13 @@ def _copied(x: Tensor, *, out: Tensor, **_: Any) -> Tensor:
 
 def _snapped(x: Tensor, near: float, out: Tensor) -> Callable[[], Any]:
     """``x`` where it is nearer to zero than that, else its sign: mostly all of it, which is found out first."""
-    given, found = x.numpy(), out.numpy()
+    given, found = x.numpy().reshape(-1), out.numpy().reshape(-1)
 
     def call() -> None:
         if out is not x:
             np.copyto(found, given)
-        if not (given.max() < near and given.min() > -near):
-            at = (np.abs(found) >= near).nonzero()
+        if not (found.max() < near and found.min() > -near):
+            at = np.flatnonzero(np.abs(found) >= near)
             found[at] = np.sign(found[at])
 
     return call
@@ -102,3 +103,10 @@ POINTWISE: dict[str, Callable[..., Any]] = {
 
 OTHER: dict[str, Callable[..., Any]] = {"bmm": torch.bmm, "mm": torch.mm, "amax": torch.amax}
 OUT = POINTWISE | OTHER
+
+
+def root(x: Step) -> Step:
+    """The step on whose memory a view is."""
+    while x.name in VIEWS:
+        x = x.args[0]
+    return x
