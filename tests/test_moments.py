@@ -7,6 +7,7 @@ from functools import reduce
 from math import comb
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import sympy as sp
@@ -14,6 +15,8 @@ import torch
 from torch.func import jvp, vjp
 
 import tpcompile as tp
+from tpcompile.evaluate.exact.numbers import root
+from tpcompile.evaluate.exact.real import Real, precisely
 from tpcompile.spectra import words
 from tpcompile.spectra.operator import Operator
 
@@ -295,6 +298,36 @@ def test_jacobian_of_a_smooth_network_is_a_free_product():
         m = tp.moments(fn, order, shapes={"u": (1,)})
         assert list(map(float, m)) == pytest.approx(free_products(*laws), rel=1e-10)
         assert not m.exact
+
+
+@pytest.mark.parametrize(
+    ("fn", "f", "pieces"),
+    [
+        (torch.tanh, mpmath.tanh, [0]),
+        (lambda v: torch.nn.functional.elu(v), lambda v: v if v > 0 else mpmath.expm1(v), [0]),
+        (lambda v: torch.nn.functional.softplus(v), lambda v: mpmath.log1p(mpmath.exp(v)), [0]),
+        (lambda v: torch.nn.functional.hardtanh(v, -1.0, 2.0), lambda v: min(max(v, -1), 2), [-1, 0, 2]),
+    ],
+    ids=["tanh", "elu", "softplus", "hardtanh"],
+)
+def test_integrals_have_many_digits(fn, f, pieces):
+    m = tp.moments(lambda u, x: fn(u) * x, 6, shapes={"u": (1,)})
+    with mpmath.workdps(60):
+        for k in (1, 2, 6):
+            known: Any = mpmath.quad(lambda v, k=k: mpmath.npdf(v) * f(v) ** k, [-18, -8, *pieces, 8, 18])
+            assert abs(Real.of(m.precise[k]).value - known) < mpmath.mpf(10) ** -44 * abs(known) + mpmath.mpf(10) ** -55
+            assert float(m[k]) == pytest.approx(float(known), rel=1e-14, abs=1e-15)
+
+
+def test_real_numbers_mix_with_exact_ones():
+    with precisely():
+        x = Real.of(0.5)
+        assert x + Fraction(1, 2) == Fraction(1, 2) + x == 1
+        assert x * root(Fraction(2)) == root(Fraction(2)) * x
+        assert (x * root(Fraction(2))) * (x * root(Fraction(2))) - x == Real.of(0)
+        assert 1 / x - 2 * x == 1
+        assert abs(float(x / root(Fraction(3)) * 3 - root(Fraction(3)) / 2)) < 1e-58
+        assert abs((Fraction(1, 3) - x).fraction() + Fraction(1, 6)) < Fraction(1, 10**58)
 
 
 def tanh_moment(k: int) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.errors import EvaluationError, UsageError
+from tpcompile.evaluate.exact.real import precisely
 from tpcompile.spectra.algebraic import Equation, equation
 from tpcompile.spectra.moments import Moments, operator_moments
 from tpcompile.spectra.operator import Operator, Shapes, Variances
@@ -118,8 +119,8 @@ def spectrum(
 
 
 def _from_moments(operator: Operator, moments: Moments, points: int) -> Spectrum:
-    if recurrence(moments).finite:
-        known = recurrence(moments)
+    if recurrence(moments.precise).finite:
+        known = recurrence(moments.precise)
         nothing = np.zeros(0)
         return Spectrum(nothing, nothing, None, tuple(atoms(known)), moments, known, 0.0, operator)
     null = operator.null_share() if moments[1] > 0 else None
@@ -146,7 +147,9 @@ def _spectrum(operator: Operator, moments: Moments, points: int, mean: float | N
 
     The second has no atom at zero, and a density that is smoother there.
     """
-    known = recurrence(moments if mean is None else [m / moments[1] for m in moments[1:]])
+    own = moments.precise
+    with precisely():
+        known = recurrence(own if mean is None else [m / own[1] for m in own[1:]])
     full, predicted = continued(known, hard=mean is not None)
     edges = full.edges
     middle, half = (edges[0] + edges[1]) / 2, (edges[1] - edges[0]) / 2
@@ -189,7 +192,7 @@ def _by_equation(operator: Operator, moments: Moments, points: int) -> Spectrum 
     cosines = [np.cos(np.pi * (np.arange(n) + 0.5) / n) for n in each]
     grid = np.concatenate([(a + b) / 2 - (b - a) / 2 * c for (a, b), c in zip(intervals, cosines, strict=True)])
     edges = (intervals[0][0], intervals[-1][1]) if intervals else None
-    known = recurrence(moments)
+    known = recurrence(moments.precise)
     density = found.density(grid)
     return Spectrum(grid, density, edges, tuple(masses), moments, known, error, operator, None, found, tuple(intervals))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, overload
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from tpcompile.errors import UsageError
 from tpcompile.evaluate.exact.formal import evaluate_formally
 from tpcompile.evaluate.exact.numbers import Number, Surd
+from tpcompile.evaluate.exact.precise import integral, precise_number
+from tpcompile.evaluate.exact.real import Real, precisely
 from tpcompile.spectra.operator import OUTPUT, Operator, Shapes, Variances
 
 
@@ -22,11 +24,13 @@ class Moments(Sequence[Any]):
 
     A moment is a Fraction, a sympy expression where square roots remain, or a float where a function that is no
     polynomial enters. ``dot`` holds the part of each that comes from the response terms Ż of the Master Theorem:
-    without them a matrix and its transpose would count as independent.
+    without them a matrix and its transpose would count as independent. ``precise`` are the values before they become
+    floats: integrals are computed to 50 digits.
     """
 
     values: tuple[Any, ...]
     dot: tuple[Any, ...]
+    precise: tuple[Any, ...] = field(repr=False, compare=False)
 
     @overload
     def __getitem__(self, k: int) -> Any: ...
@@ -87,18 +91,22 @@ def moments(
 def operator_moments(operator: Operator, order: int) -> Moments:
     """The moments of an operator that is known to be linear."""
     program = operator.trace(order)
-    found = [evaluate_formally(program, variances=operator.variances, dot=dot) for dot in (True, False)]
-    both = [x.values[OUTPUT][0] for x in found]
-    values = (Fraction(1), *both[0])
-    dot = (Fraction(0), *(m - k for m, k in zip(*both, strict=True)))
-    return Moments(tuple(map(_shown, values)), tuple(map(_shown, dot)))
+    with precisely():
+        full = evaluate_formally(program, variances=operator.variances, number=precise_number, integral=integral)
+        bare = evaluate_formally(program, variances=operator.variances, dot=False)
+        both = [found.values[OUTPUT][0] for found in (full, bare)]
+        values = (Fraction(1), *both[0])
+        dot = (Fraction(0), *(m - k for m, k in zip(*both, strict=True)))
+    shown = tuple(map(_shown, values))
+    precise = tuple(x if isinstance(x, Real) else y for x, y in zip(values, shown, strict=True))
+    return Moments(shown, tuple(map(_shown, dot)), precise)
 
 
 def _shown(x: Number) -> Any:
     """The number as the user gets it."""
     if isinstance(x, Surd):
         return sp.Add(*(sp.Rational(c.numerator, c.denominator) * sp.sqrt(d) for d, c in x.parts))
-    return x if isinstance(x, float) else Fraction(x)
+    return float(x) if isinstance(x, float | Real) else Fraction(x)
 
 
 def _text(x: Any) -> str:

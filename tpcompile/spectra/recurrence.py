@@ -18,12 +18,14 @@ import numpy as np
 import sympy as sp
 
 from tpcompile.errors import EvaluationError
+from tpcompile.evaluate.exact.real import Real
 
 Array = np.ndarray[Any, Any]
 
 CONTINUED = 4000
 """Coefficients up to which a continuation in powers of 1/k is used; constant behind."""
 
+_BITS = 155  # of moments that are integrals
 _TRUNCATED = 600  # size of the Jacobi matrix in which atoms are seen
 _MODELS: tuple[tuple[int, ...], ...] = ((0,), (0, 2), (0, 2, 3), (0, 2, 3, 4))  # powers of 1/k
 _HARD = 1e-3  # distance from zero, over the half length, below which a continued edge is taken for zero
@@ -78,12 +80,13 @@ class Recurrence:
 def recurrence(moments: Sequence[Any]) -> Recurrence:
     """The coefficients that moments ``m_0 = 1, m_1, ..`` determine, by Chebyshev's algorithm in rationals.
 
-    Of moments that are floats only those coefficients are kept that rounding does not change by more than 1e-7.
+    Of moments that are rounded only those coefficients are kept that this does not change by more than 1e-7.
     """
     exact = [_rational(m) for m in moments]
     found = _chebyshev(exact)
-    if any(isinstance(m, float) for m in moments):
-        signs = [m * (1 + Fraction((-1) ** (k * (k + 1) // 2), 2**51)) for k, m in enumerate(exact)]
+    bits = 51 if any(isinstance(m, float) for m in moments) else _BITS
+    if any(isinstance(m, float | Real) for m in moments):
+        signs = [m * (1 + Fraction((-1) ** (k * (k + 1) // 2), 2**bits)) for k, m in enumerate(exact)]
         other = _chebyshev([Fraction(1), *signs[1:]])
         count = min(len(found.a), len(other.a))
         moved = np.abs(found.a[:count] - other.a[:count])
@@ -94,6 +97,8 @@ def recurrence(moments: Sequence[Any]) -> Recurrence:
 
 
 def _rational(m: Any) -> Fraction:
+    if isinstance(m, Real):
+        return m.fraction()
     if isinstance(m, sp.Expr):
         return Fraction(str(sp.N(m, 200)))
     return Fraction(m)

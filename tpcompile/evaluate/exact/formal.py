@@ -25,6 +25,7 @@ from tpcompile.errors import EvaluationError
 from tpcompile.evaluate.domains import Domain, Domains, find_domains
 from tpcompile.evaluate.ensemble import check_centred, check_settled
 from tpcompile.evaluate.exact.degrees import coefficients
+from tpcompile.evaluate.exact.functions import Integral
 from tpcompile.evaluate.exact.numbers import Number, recognised
 from tpcompile.evaluate.exact.wick import GaussianSum, Initial, Polynomial, Product, Wick, lifted
 from tpcompile.ir import (
@@ -86,16 +87,18 @@ def evaluate_formally(
     number: Callable[[float | Fraction], Number] = recognised,
     zero: frozenset[Node] = frozenset(),
     dot: bool = True,
+    integral: Integral | None = None,
 ) -> Formal:
     """The limits of all outputs.
 
     ``variances`` of initial values by name replace the squares of the floats in their laws, ``data`` the tensors of the
     program, ``constants`` its numbers (those of sums and constants, by node). ``number`` turns any other float or
     fraction of the program into a number; ``zero`` are random scalars taken to be zero;
-    ``dot=False`` drops the response terms, which is wrong, and shows what they contribute.
+    ``dot=False`` drops the response terms, which is wrong, and shows what they contribute; ``integral`` replaces the
+    float64 quadrature of expectations that are not exact.
     Raises EvaluationError for what is not polynomial (functions of Gaussian vectors excepted).
     """
-    run = _Run(program, variances or {}, data or {}, constants or {}, number, zero, dot)
+    run = _Run(program, variances or {}, data or {}, constants or {}, number, zero, dot, integral)
     for node in program.nodes:
         if node.kind != "matrix":
             try:
@@ -121,6 +124,7 @@ class _Run:
         number: Callable[[float | Fraction], Number],
         zero: frozenset[Node],
         dot: bool,
+        integral: Integral | None,
     ) -> None:
         self.program = program
         self.variances = variances
@@ -129,7 +133,7 @@ class _Run:
         self.number = number
         self.zero = zero
         self.dot = dot
-        self.wick = Wick()
+        self.wick = Wick(integral=integral)
         self.parity = Parity()
         self.sums: list[tuple[Node, Domain]] = []  # Gaussian sums so far
         self.products: dict[Any, list[tuple[int, Polynomial]]] = {}  # by side: generator of W y, and y

@@ -14,12 +14,13 @@ from typing import Any
 
 import sympy as sp
 
+from tpcompile.evaluate.exact.real import Real
 from tpcompile.rationals import simple_fraction
 
 DENOMINATOR = 4096
 """Largest denominator that a float is taken to stand for: chance agreement to rounding is below one in 10^8."""
 
-Number = Any  # int, Fraction, Surd, float, or an element of a sympy ring
+Number = Any  # int, Fraction, Surd, float, Real, or an element of a sympy ring
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Surd:
         return self * -1
 
     def __add__(self, other: Number) -> Number:
+        if isinstance(other, Real):
+            return NotImplemented
         if isinstance(other, float):
             return float(self) + other
         if not isinstance(other, int | Fraction | Surd):
@@ -45,6 +48,8 @@ class Surd:
         return _number(total)
 
     def __mul__(self, other: Number) -> Number:
+        if isinstance(other, Real):
+            return NotImplemented
         if isinstance(other, float):
             return float(self) * other
         if not isinstance(other, int | Fraction | Surd):
@@ -67,6 +72,8 @@ class Surd:
         return -self + other
 
     def __truediv__(self, other: Number) -> Number:
+        if isinstance(other, Real):
+            return NotImplemented
         if isinstance(other, int | Fraction):
             return self * Fraction(1, other)
         return float(self) / float(other)

@@ -19,7 +19,7 @@ import torch
 
 from tpcompile import nonlin
 from tpcompile.errors import EvaluationError
-from tpcompile.evaluate.exact.functions import Function, expectation
+from tpcompile.evaluate.exact.functions import Function, Integral, expectation
 from tpcompile.evaluate.exact.numbers import Number
 
 Monomial = tuple[int, ...]  # generators in order, each as often as its power
@@ -127,6 +127,7 @@ class Wick:
 
     kinds: list[Initial | Product | GaussianSum | Atom] = field(default_factory=list)
     scalars: set[int] = field(default_factory=set)  # the random ones, which are no coordinates
+    integral: Integral | None = None  # in place of float64 quadrature
     _atoms: dict[Atom, int] = field(default_factory=dict)
     _covariances: dict[tuple[int, int], Number] = field(default_factory=dict)
     _moments: dict[Monomial, Number] = field(default_factory=dict)
@@ -346,7 +347,7 @@ class _Groups:
         if powers not in self._functions:
             total: Number = 1
             for power, variance, functions in zip(powers, self.variances, self.functions.values(), strict=True):
-                total = total * expectation(tuple(functions), power, variance)
+                total = total * expectation(tuple(functions), power, variance, self.wick.integral)
                 if total == 0:
                     break
             self._functions[powers] = 0 if total == 0 else total
