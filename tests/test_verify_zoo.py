@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 from slope_setups import X, adam, package_setups, trained
 from torch import nn
-from zoo_architectures import IMAGES, LABELS, LANGUAGE, NEXT, TOKENS, VISION, loss, maximal
+from zoo_architectures import (
+    IMAGES,
+    LABELS,
+    LANGUAGE,
+    NEXT,
+    TOKENS,
+    VISION,
+    GroupedQuery,
+    Language,
+    loss,
+    maximal,
+)
 
 import tpcompile as tp
 
@@ -65,6 +76,16 @@ def test_table_3_is_maximal(name):
     report, _ = verified(name, steps_of(name))
     assert report.verdict == "maximal update", report
     assert not report.undecided
+
+
+@pytest.mark.parametrize(("power", "problem"), [(1, None), (0.5, "'blocks.0' grows like n^1/2 at step 1")])
+def test_layers_that_each_hide_half_an_order(power, problem):
+    """What is left out of a series adds up in full where attention logits are random sums: deeper series decide."""
+    blocks = [lambda n: GroupedQuery(n, groups=4, power=power)] * 6
+    make = maximal(lambda n: Language(n, *blocks))
+    report = tp.verify(make, TOKENS, NEXT, loss=loss, steps=1, advice=False)
+    assert report.verdict == ("unstable" if problem else "maximal update")
+    assert (report.first_problem or "").endswith(problem or "")
 
 
 @pytest.mark.slow

@@ -44,8 +44,10 @@ def parts_of(
     whole = (value.remainder, Fraction(summed))
     if value.remainder is None or summed != 1:
         return (whole,)
-    if any(_unmet(value, other, parity) for other in others):
-        return ((value.remainder, HALF),)
+    for other in others:
+        if _unmet(value, other, parity):  # its terms; beside what it leaves out itself all adds up
+            below = None if other.remainder is None or other.lead is None else other.remainder - other.lead
+            return (value.remainder, HALF), (plus(value.remainder, below), Fraction(1))
     touched = [v.touches for v in others]
     known = frozenset().union(*(t for t in touched if t is not None))
     for m in value.multiples if None not in touched else ():
@@ -55,8 +57,8 @@ def parts_of(
 
 
 def _unmet(value: Value, other: Value, parity: Parity) -> bool:
-    """True if the other factor is odd in a parameter that the value was not computed from."""
-    if value.touches is None or other.remainder is not None or not other.terms:
+    """True if the other factor's terms are odd in a parameter that the value was not computed from."""
+    if value.touches is None or not other.terms:
         return False
     return all(parity.odd_beyond(node, value.touches) for _, node in other.terms)
 

@@ -30,6 +30,7 @@ from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, scaled
 from tpcompile.parametrization.takeover import takeovers
 
 DEEPEST = 5 * HALF
+_STRIDE, _FURTHEST = 3 * HALF, 23 * HALF
 
 Key = tuple[str, str, int]  # quantity, name, step
 UseKey = tuple[str, str, int, int]  # quantity, name, step, which of the operations that use it
@@ -91,13 +92,8 @@ def init_exponent(capture: Capture, name: str) -> Exponent:
     return -math.inf if isinstance(law, Constant) and law.value == 0 else Fraction(law.width_exponent)
 
 
-def measure(capture: Capture, shifts: Mapping[str, Shift] | None = None, deepest: Fraction = DEEPEST) -> Sizes:
-    """Sizes of everything in a capture made with ``exponents=True``; deeper series where shallow ones cancel."""
-    return Measurement(capture, shifts or {}).sizes(deepest)
-
-
 class Measurement:
-    """Sizes in one capture, by lowerings of growing depth, which go on where the one before has ended.
+    """Sizes in a capture made with ``exponents=True``, by lowerings of growing depth where shallow series cancel.
 
     What an earlier measurement has found out about nodes (which means vanish) holds whatever their powers of n.
     """
@@ -121,7 +117,7 @@ class Measurement:
     def sizes(self, deepest: Fraction = DEEPEST) -> Sizes:
         """Deeper, up to ``deepest``, until everything is decided."""
         while not self._depth or (self._depth < deepest and not self._decided()):
-            self._deepen()
+            self._deepen(HALF)
         capture, lowered = self.capture, self._lowered
         assert lowered is not None
         names = [name for name in capture.activations if f"activation/{name}/0" in capture.outputs]
@@ -137,11 +133,24 @@ class Measurement:
             places,
         )
 
+    def settled(self) -> Sizes:
+        """Deeper still as long as more gets decided: every layer of attention may hide half an order."""
+        sizes, before = self.sizes(), -1
+        while before < self._exact < len(self._found) and DEEPEST <= self._depth < _FURTHEST:
+            before = self._exact
+            self._deepen(_STRIDE)
+            sizes = self.sizes()
+        return sizes
+
+    @property
+    def _exact(self) -> int:
+        return sum(size.exact for size in self._found.values())
+
     def _decided(self) -> bool:
         return all(s.exact or s.bound > DEEPEST for s in self._found.values())
 
-    def _deepen(self) -> None:
-        self._depth += HALF
+    def _deepen(self, by: Fraction) -> None:
+        self._depth += by
         adjust = _shifted(self.capture, self.shifts)
         self._lowered = lower(
             self.capture, self._depth, tolerant=True, adjust=adjust, earlier=self._lowered, doubt=self.doubts

@@ -16,7 +16,7 @@ from tpcompile.collector import put_off
 from tpcompile.errors import UndeterminedLimitError, UsageError
 from tpcompile.laws import Law
 from tpcompile.parametrization.changes import Change, Run, scale_parameters
-from tpcompile.parametrization.measure import Measurement, measure, parameter_names
+from tpcompile.parametrization.measure import Measurement, parameter_names
 from tpcompile.parametrization.multipliers import multiply
 from tpcompile.parametrization.report import Report
 from tpcompile.parametrization.solve import solve
@@ -188,7 +188,7 @@ def _solved(run: Run, multipliers: Mapping[str, Fraction | int | float]) -> Rule
 
 def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
     after = run.changed(changes).capture()
-    report = make_report(after, measure(after))
+    report = make_report(after, Measurement(after).settled())
     if not report.stable:
         raise UndeterminedLimitError(
             f"no learning rates and initial values were found that make training stable: {report.first_problem}",

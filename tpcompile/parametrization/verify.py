@@ -50,9 +50,9 @@ def verify(
     with put_off():
         setup = run.capture()
         measured = Measurement(setup)
-        report = make_report(setup, measured.sizes())
+        report = make_report(setup, measured.settled())
         if measured.doubts.met:
-            other = Measurement(setup, doubts=Doubts(zero=True)).sizes()
+            other = Measurement(setup, doubts=Doubts(zero=True)).settled()
             return both(report, make_report(setup, other), measured.doubts)
         return advised(run, measured, report) if advice else report
 
@@ -66,7 +66,7 @@ def advised(run: Run, measured: Measurement, report: Report) -> Report:
         if not lines:
             return report
         applied = run.changed(changes).capture()
-        after = make_report(applied, Measurement(applied, earlier=measured).sizes())
+        after = make_report(applied, Measurement(applied, earlier=measured).settled())
     except TpcompileError as error:
         return replace(report, notes=(*report.notes, f"no maximal update rules were found: {error}"))
     if not after.stable:
