@@ -9,7 +9,7 @@
 # products of matrices with vectors that depend on them: that is the Master Theorem, five chapters from here.
 #
 # Any PyTorch module whose sizes follow a width can be compiled to its limit. This one only averages: simulated at
-# three widths, 32 draws each, and compiled.
+# three widths, 256 draws each, and compiled.
 
 # %%
 import torch
@@ -31,7 +31,7 @@ compiled = tp.compile(Average, torch.zeros(1, 1))
 limit = compiled.evaluate().outputs.item()
 print("  width   one average   distance from the limit (root mean square), times sqrt(width)")
 for width in (100, 3_000, 100_000):
-    found = torch.stack([compiled.simulate(width, seed=seed).outputs for seed in range(32)])
+    found = torch.stack([compiled.simulate(width, seed=seed).outputs for seed in range(256)])
     print(f"{width:>7}   {found[0].item():.4f}        {((found - limit).square().mean() * width).sqrt():.2f}")
 print(f"  limit   {limit:.4f}")
 
