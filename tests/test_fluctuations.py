@@ -105,6 +105,28 @@ def test_finite_networks_over_seeds(name, targets):
     assert float(z.abs().max()) < 4
 
 
+def test_feature_kernels_over_seeds():
+    """Each variance within three standard errors; the first layer's start is a mean of independent coordinates."""
+    width, seeds = 192, 400
+    c = compiled(CASES["two layers"], 1)
+    law = c.fluctuations(particles=2048, activations=["1", "3"])
+    runs = [c.simulate(width, seed) for seed in range(seeds)]
+    for name in ("1", "3"):
+        found = torch.stack([r.feature_kernel(name)[:, :2, :2] for r in runs]).var(0) * width
+        std = law.feature_kernel_std(name, width) ** 2 * width
+        error = (2 / seeds) ** 0.5 * std + law.kernels_cov_stderr[name].diagonal(dim1=1, dim2=2).reshape(2, 2, 2)
+        assert bool(((found - std).abs() < 3 * error + 0.03 * std).all()), name  # 3 %: the next order at this width
+    t = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    weight = torch.exp(-t * t / 2) * (t[1] - t[0]) / (2 * torch.pi) ** 0.5
+    square = torch.tanh(t * X[0].norm()) ** 2
+    exact = float((weight * square**2).sum() - (weight * square).sum() ** 2)
+    assert law.kernels_cov["1"][0, 0, 0] == pytest.approx(exact, rel=0.03)
+    with pytest.raises(UsageError, match="ask for it"):
+        law.feature_kernel_std("0", width)
+    with pytest.raises(UsageError, match="no activation 'nothing'"):
+        c.fluctuations(particles=64, activations=["nothing"])
+
+
 def test_what_it_is_good_for():
     found = compiled(mlp(nn.Tanh, [1]), 1).fluctuations(particles=512, replicas=2)
     assert found.outputs_std(400).shape == (2, 2, 1)

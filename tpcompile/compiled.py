@@ -159,8 +159,12 @@ class Compiled:
 
         return symbolic(self, symbols, output_init)
 
-    def fluctuations(self, particles: int = 4096, replicas: int = 4, seed: int = 0) -> Fluctuations:
+    def fluctuations(
+        self, particles: int = 4096, replicas: int = 4, seed: int = 0, activations: Sequence[str] = ()
+    ) -> Fluctuations:
         """How far a network of width n is from the limit: n times the covariance of its outputs, for large n.
+
+        Also of the loss, and of the feature kernels of these ``activations`` over the inputs.
 
         By the delta method: derivatives of the limit by the weights of the particles that stand for its coordinates.
         See :class:`tpcompile.fluctuations.Fluctuations`. Raises UndeterminedLimitError where the deviation is not of
@@ -169,7 +173,7 @@ class Compiled:
         """
         from tpcompile.fluctuations import fluctuations
 
-        return fluctuations(self, particles, replicas, seed)
+        return fluctuations(self, particles, replicas, seed, activations)
 
     def check(self, widths: Sequence[int] = (256, 512, 1024), **options: Any) -> Any:
         """Distance between the limit and the finite network with its fitted rate; see :func:`tpcompile.check.check`."""

@@ -6,7 +6,7 @@ See :mod:`tpcompile.evaluate.influence` for the derivation, docs/finite-width.md
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -34,7 +34,8 @@ class Fluctuations:
 
     ``outputs_cov`` is ``(T+1, N*k, N*k)``, the outputs of all inputs before each step and after the last, ``loss_var``
     ``(T+1,)``; each has its standard error, from independent replicas (NaN from a single one). ``output_shape`` is
-    ``(N, k)``. A width n has a bias of order 1/n besides.
+    ``(N, k)``. ``kernels_cov`` are those of the entries of feature kernels, ``(T+1, N*N, N*N)`` by activation. A width
+    n has a bias of order 1/n besides.
     """
 
     outputs_cov: Tensor
@@ -44,6 +45,22 @@ class Fluctuations:
     loss_var: Tensor | None
     loss_var_stderr: Tensor | None
     output_shape: tuple[int, int]
+    kernels_cov: Mapping[str, Tensor]
+    kernels_cov_stderr: Mapping[str, Tensor]
+
+    def feature_kernel_std(self, activation: str, width: int) -> Tensor:
+        """Standard deviations ``(T+1, N, N)`` of an activation's kernel at that width, over initialisations.
+
+        Raises UsageError for an activation that :meth:`Compiled.fluctuations` was not asked for.
+        """
+        if activation not in self.kernels_cov:
+            raise UsageError(
+                f"no fluctuations of the feature kernel of '{activation}'",
+                advice=f"ask for it: compiled.fluctuations(activations=['{activation}'])",
+            )
+        variances = self.kernels_cov[activation].diagonal(dim1=1, dim2=2)
+        count = math.isqrt(variances.shape[1])
+        return (variances / width).sqrt().reshape(-1, count, count)
 
     def outputs_std(self, width: int) -> Tensor:
         """Standard deviations ``(T+1, N, k)`` of the outputs of a network of that width, over initialisations."""
@@ -61,13 +78,18 @@ class Fluctuations:
         return max(1, math.ceil(largest / deviation**2))
 
 
-def fluctuations(compiled: Compiled, particles: int, replicas: int, seed: int) -> Fluctuations:
+def fluctuations(
+    compiled: Compiled, particles: int, replicas: int, seed: int, activations: Sequence[str]
+) -> Fluctuations:
     """See :meth:`Compiled.fluctuations`."""
     for name, value, least in (("particles", particles, 16), ("replicas", replicas, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{name} must be an integer of at least {least}, found {value!r}")
     kinds = [k for k in ("outputs", "test_outputs", "loss") if f"{k}/0" in compiled.program.outputs]
+    if unknown := [name for name in activations if f"kernel/{name}/0/xx" not in compiled.program.outputs]:
+        raise UsageError(f"no activation '{unknown[0]}'", advice=f"there are {', '.join(compiled.activations)}")
     names = [f"{kind}/{t}" for kind in kinds for t in range(compiled.steps + 1)]
+    names += [f"kernel/{name}/{t}/xx" for name in activations for t in range(compiled.steps + 1)]
     _refuse_random(compiled, names)
     programs = _Programs(compiled, names)
     samples = [programs.covariances(WIDTHS[1], particles, 1000 * seed + r) for r in range(replicas)]
@@ -82,10 +104,10 @@ def fluctuations(compiled: Compiled, particles: int, replicas: int, seed: int) -
             )
     found = {name: torch.stack([s[name] for s in samples]) for name in names}
 
-    def over_steps(kind: str) -> tuple[Tensor | None, Tensor | None]:
-        if kind not in kinds:
+    def over_steps(kind: str, end: str = "") -> tuple[Tensor | None, Tensor | None]:
+        if f"{kind}/0{end}" not in found:
             return None, None
-        x = torch.stack([found[f"{kind}/{t}"] for t in range(compiled.steps + 1)], 1)
+        x = torch.stack([found[f"{kind}/{t}{end}"] for t in range(compiled.steps + 1)], 1)
         stderr = x.std(0) / replicas**0.5 if replicas > 1 else torch.full_like(x[0], math.nan)
         return x.mean(0), stderr
 
@@ -95,7 +117,12 @@ def fluctuations(compiled: Compiled, particles: int, replicas: int, seed: int) -
     losses, loss_errors = (x if x is None else x[:, 0, 0] for x in over_steps("loss"))
     size = math.prod(compiled.capture.output_shape)
     shape = (outputs.shape[1] // size, size)
-    return Fluctuations(outputs, errors, *over_steps("test_outputs"), losses, loss_errors, shape)
+    kernels: list[dict[str, Tensor]] = [{}, {}]
+    for name in activations:
+        for kept, x in zip(kernels, over_steps(f"kernel/{name}", "/xx"), strict=True):
+            assert x is not None
+            kept[name] = x
+    return Fluctuations(outputs, errors, *over_steps("test_outputs"), losses, loss_errors, shape, *kernels)
 
 
 def _refuse_random(compiled: Compiled, names: Sequence[str]) -> None:
