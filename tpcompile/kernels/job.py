@@ -106,10 +106,13 @@ class Job:
         if taped is not None and not block:
             shape = self._sides(TILE_BYTES, TILE_ROWS)
         tasks = list(_blocks(len(x1), len(y), *shape, x2 is None))
-        replay = None if taped is None else Replay(taped, x1, y, sides, shape)
+        own: list[Tensor] = []
         done = 0
 
-        def work(task: tuple[slice, slice]) -> None:
+        def work(task: tuple[slice, slice] | None) -> None:
+            if task is None:
+                own.extend(self.diagonal(x1, block))
+                return
             rows, columns = task
 
             def use(values: Sequence[Tensor]) -> None:
@@ -129,14 +132,15 @@ class Job:
             use(self._cross(first, second, known, plan))
 
         with _workers(threads) as run:
-            for _ in run(work, tasks):
+            replay = None if taped is None else Replay(taped, x1, y, sides, shape, run)
+            first = [None] if x2 is None and not self.plan.moments.sampled and len(x1) else []
+            for _ in run(work, [*first, *tasks]):
                 done += 1
-                if progress is not None:
-                    progress(done, len(tasks))
-        if x2 is None and not self.plan.moments.sampled and len(x1):
-            at = torch.arange(len(x1))
-            for target, values in zip(out, self.diagonal(x1, block), strict=True):
-                target[at, at] = values
+                if progress is not None and done > len(first):
+                    progress(done - len(first), len(tasks))
+        at = torch.arange(len(x1))
+        for target, values in zip(out, own, strict=False):
+            target[at, at] = values
         if replay is not None:
             replay.close()
 

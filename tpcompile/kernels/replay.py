@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,18 +52,23 @@ def tape(
 
 
 class Replay:
-    """One job of a tape."""
+    """One job of a tape; ``run`` maps, maybe on several threads."""
 
-    def __init__(self, made: Tape, x1: Tensor, x2: Tensor, sides: Sides, most: tuple[int, int]) -> None:
+    def __init__(
+        self, made: Tape, x1: Tensor, x2: Tensor, sides: Sides, most: tuple[int, int], run: Callable[..., Any]
+    ) -> None:
         self.tape = made
         self.most = most
         self.values = [(x1, 0), (x2.unsqueeze(0), 1), *sides.values()]
         self.free: list[Workspace] = []
-        whole = [
-            self._side(copy, slice(0, len(x))) if made.bytes(copy) * len(x) <= _WHOLE else None
-            for copy, x in enumerate((x1, x2))
-        ]
-        self.whole = [x if x is not None and x.possible else None for x in whole]
+        self.whole: list[Side | None] = list(run(self._whole, (0, 1), (len(x1), len(x2))))
+
+    def _whole(self, copy: int, length: int) -> Side | None:
+        """A side for all blocks, unless it is large or takes other decisions than some blocks may."""
+        if self.tape.bytes(copy) * length > _WHOLE:
+            return None
+        side = self._side(copy, slice(0, length))
+        return side if side.possible else None
 
     def __call__(self, rows: slice, columns: slice, use: Callable[[Sequence[Tensor]], None]) -> bool:
         """Compute a block and use it, in memory that is taken again afterwards; False if that takes another tape."""

@@ -117,23 +117,35 @@ def _arc_sine(pair: Pair, a: tuple[float, float, float], b: tuple[float, float, 
         det = (pair.std_u * pair.std_v * pair.root).square_().add_(pair.var_u * t).add_(pair.var_v * s).add_(s * t)
         out = torch.atan2(pair.cov, det.sqrt_()).mul_(a[1] * b[1] * 2 / math.pi)
         return out.add_(a[0] * b[0]) if a[0] * b[0] else out
-    out = pair.cov * (pair.var_u + a[2] ** 2).rsqrt()
-    out.mul_((pair.var_v + b[2] ** 2).rsqrt()).clamp_(-1, 1)
-    out = asin(out, out).mul_(a[1] * b[1] * 2 / math.pi)
+    sine = _sine(pair, s, t)
+    out = asin(sine).mul_(a[1] * b[1] * 2 / math.pi)
     return out.add_(a[0] * b[0]) if a[0] * b[0] else out
+
+
+def _sine(pair: Pair, s: float, t: float) -> Tensor:
+    """``cov / sqrt((var_u + s) (var_v + t))``, in [-1, 1], which the two functions and their derivatives share."""
+    key = ("sine", s, t)
+    if key not in pair.memo:
+        pair.memo[key] = (pair.cov * (pair.var_u + s).rsqrt()).mul_((pair.var_v + t).rsqrt()).clamp_(-1, 1)
+    return pair.memo[key]
 
 
 def _two_densities(pair: Pair, a: tuple[float, float], b: tuple[float, float]) -> Tensor:
     s, t = a[1] ** 2, b[1] ** 2
+    factor = a[0] * b[0] / (2 * math.pi)
+    if s and t and not _large(pair, s, t):  # a determinant of (var_u + s) (var_v + t) (1 - sine^2)
+        sine = _sine(pair, s, t)
+        out = torch.addcmul(left := 1 - sine, left, sine).pow_(-0.5)
+        return out.mul_((pair.var_u + s).rsqrt() * factor).mul_((pair.var_v + t).rsqrt())
     if _large(pair, s, t):
         det = (pair.std_u * pair.std_v * pair.root).square_()
     else:
         det = (pair.var_u * pair.var_v).expand_as(pair.cov).addcmul(pair.cov, pair.cov, value=-1).clamp_(min=0)
     if s or t:
-        return det.add_((pair.var_u + s) * t).add_(pair.var_v * s).pow_(-0.5).mul_(a[0] * b[0] / (2 * math.pi))
+        return det.add_((pair.var_u + s) * t).add_(pair.var_v * s).pow_(-0.5).mul_(factor)
     # two deltas: infinite at correlation one, where zero is taken (the subgradient of a symmetric cone)
     least = (pair.var_u * pair.var_v) * (8 * torch.finfo(det.dtype).eps)
-    return torch.where(det > least, inverse(det.sqrt()), 0.0).mul_(a[0] * b[0] / (2 * math.pi))
+    return torch.where(det > least, inverse(det.sqrt()), 0.0).mul_(factor)
 
 
 def _odd_exponentials(pair: Pair, a: tuple[complex, complex], b: tuple[complex, complex]) -> Tensor:
