@@ -17,6 +17,7 @@ from tpcompile.capture.initialisation import parameter_laws
 from tpcompile.capture.optimizers import shared_rates
 from tpcompile.capture.powers import power_of
 from tpcompile.capture.probe import Probe, build, check_shapes, preserved_state
+from tpcompile.capture.progressions import with_progressions
 from tpcompile.capture.tap import tap
 from tpcompile.capture.unroll import ProbeTrace, trace_run
 from tpcompile.capture.variation import more_derivatives
@@ -62,7 +63,7 @@ def capture(
         recordings = {p.width: p.recording for p in probes}
         folded = fold_constants(aligned, recordings)
         kept, activations = _select_activations(folded.aligned, traces[0], growing or exponents, exponents)
-        final = prune(simplify(kept))
+        final = prune(with_progressions(simplify(kept), probes, arguments.init))
         rates = _learning_rates(probes, traces)
         data, laws = _leaf_values(final, probes, arguments.init, rates)
         used = set(final.nodes)
