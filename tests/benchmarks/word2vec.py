@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ MODELS = {
     "sampling": (384, example.skip_gram, example.sampling_loss, [7.5, 15.0, 30.0, 60.0]),
     "cbow": (256, example.bag_of_words, example.softmax_loss, [7.5, 15.0, 30.0, 60.0]),
 }
-KERNEL_RATES = [10.0 * 10 ** (i / 2) for i in range(8)]
+KERNEL_RATES = [100.0 * 10 ** (i / 2) for i in range(5)]
 FIFTH = 5  # every so manieth file is held out
 
 HEADER = [
@@ -59,7 +59,7 @@ class Task:
     def outcome(self, scores: Tensor, gram: Tensor) -> Outcome:
         """By the scores of all words, and the Gram matrix of their embeddings."""
         if not bool(torch.isfinite(scores).all()):
-            return Outcome(math.inf, math.inf, math.nan, math.nan)
+            return Outcome(math.inf, math.inf, 0.0, 0.0)
         words = torch.arange(self.words)
         shares = self.held_out.shares
         best = scores[self.held_out.contexts].mean(1).argmax(1, keepdim=True)
@@ -143,8 +143,13 @@ def line(name: str, lr: float, found: Sequence[Outcome]) -> str:
     return f"| {name} | {lr:.3g} | {' | '.join(cells)} |"
 
 
+def best(found: Mapping[float, Outcome]) -> float:
+    """The rate of most right analogies, of least held-out loss among equals."""
+    return min(found, key=lambda lr: (-found[lr].analogies, found[lr].loss))
+
+
 def table(task: Task, steps: int, widths: Sequence[int], seeds: int) -> list[str]:
-    """Everything at its best rate by the held-out loss, the rate of a width by its first seed."""
+    """Everything at its best rate, that of a width by its first seed."""
     limits = {
         "muP limit": (mup_limit, task.rates),
         "NTK limit": (kernel_limit(task, "ntk"), KERNEL_RATES),
@@ -166,7 +171,7 @@ def table(task: Task, steps: int, widths: Sequence[int], seeds: int) -> list[str
         for lr in task.rates:
             began = time.process_time()
             first[lr] = note(f"muP, width {width}", lr, trained(task, width, lr, steps, 0), began)
-        lr = min(first, key=lambda rate: first[rate].loss)
+        lr = best(first)
         runs = [first[lr], *(trained(task, width, lr, steps, seed) for seed in range(1, seeds))]
         lines.append(line(f"muP, width {width}", lr, runs))
     for name, (limit, rates) in limits.items():
@@ -174,7 +179,7 @@ def table(task: Task, steps: int, widths: Sequence[int], seeds: int) -> list[str
         for lr in rates:
             began = time.process_time()
             found[lr] = note(name, lr, limit(task, lr, steps), began)
-        lr = min(found, key=lambda rate: found[rate].loss)
+        lr = best(found)
         lines.append(line(name, lr, [found[lr]]))
     titles = [HEADER[0] + " seconds |", HEADER[1] + "---|"]
     return [*lines, "", "<details><summary>All rates</summary>", "", *titles, *tried, "", "</details>"]
