@@ -21,7 +21,9 @@ inputs = torch.eye(3)
 
 
 def make(width):
-    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 1))
+    first = nn.Linear(3, width)
+    nn.init.trunc_normal_(first.weight)
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(width, 1))
 """
 
 

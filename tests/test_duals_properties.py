@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from product_rule import SymmetricLaw, first_layer
 from torch import Tensor
 
 from tpcompile.evaluate.duals import Factor, Pair, dual, together
-from tpcompile.evaluate.duals.nonlinear_first import SymmetricLaw, first_layer
 
 NAMES = st.sampled_from(
     ["relu", "heaviside", "abs", "leaky_relu", "erf", "gelu", "sin", "hardtanh", "tanh", "softplus"]

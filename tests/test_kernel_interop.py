@@ -59,13 +59,13 @@ def test_gradients_are_differences(kernel: tp.Kernel, get: str) -> None:
         torch.testing.assert_close(gradient[..., i], (high - low) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
-class Uniform(nn.Module):
-    """First weights of uniform law: expectations are sampled."""
+class Truncated(nn.Module):
+    """First weights of a normal law that is cut off: expectations are sampled."""
 
     def __init__(self, n: int, function: Callable[[Tensor], Tensor] = torch.tanh, scale: float = 1.0) -> None:
         super().__init__()
         self.function = function
-        self.first = nn.Parameter(scale * (2 * torch.rand(n, 3) - 1))
+        self.first = nn.Parameter(scale * nn.init.trunc_normal_(torch.empty(n, 3), a=-1, b=1))
         self.second, self.readout = nn.Parameter(torch.randn(n, n)), nn.Parameter(torch.randn(1, n))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,11 +77,12 @@ class Uniform(nn.Module):
 def test_variances_of_sampled_expectations() -> None:
     x = data(4)
     x = torch.cat([x, x[:1]])  # coincident inputs: equal eigenvalues of the covariance that is drawn from
-    plain = tp.kernel(Uniform, torch.zeros(3))
-    assert plain.variances["first"] == pytest.approx(1 / 3)
-    wide = tp.kernel(lambda n: Uniform(n, scale=2.0), torch.zeros(3))
+    plain = tp.kernel(Truncated, torch.zeros(3))
+    variance = 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) / math.erf(0.5**0.5)
+    assert plain.variances["first"] == pytest.approx(variance)
+    wide = tp.kernel(lambda n: Truncated(n, scale=2.0), torch.zeros(3))
     options: dict[str, Any] = {"samples": 1024, "replicas": 1}
-    torch.testing.assert_close(plain.nngp(x, variances={"first": 4 / 3}, **options), wide.nngp(x, **options))
+    torch.testing.assert_close(plain.nngp(x, variances={"first": 4 * variance}, **options), wide.nngp(x, **options))
     values = {"first": 0.5, "second": 0.8, "readout": 1.2}
     errors = []
     for seed in range(8):
@@ -102,7 +103,7 @@ def test_variances_of_sampled_expectations() -> None:
     noise = found[..., 0].std(0) / 8**0.5
     assert float((found[..., 0].mean(0) / noise).abs().max()) < 6
     assert float(noise.max()) < 0.01 * float(plain.nngp(x).max())
-    kinked = tp.kernel(lambda n: Uniform(n, torch.relu), torch.zeros(3))
+    kinked = tp.kernel(lambda n: Truncated(n, torch.relu), torch.zeros(3))
     value = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     assert kinked.nngp(x, variances={"first": value}, **options).requires_grad
     with pytest.raises(EvaluationError, match="jump of a derivative of 'relu'"):

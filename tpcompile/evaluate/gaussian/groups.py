@@ -12,6 +12,7 @@ from torch import Tensor
 from tpcompile import nonlin
 from tpcompile.evaluate import duals
 from tpcompile.evaluate.components import components
+from tpcompile.evaluate.gaussian.initial import plan_initial
 from tpcompile.evaluate.gaussian.radial import Tilted, tilted
 from tpcompile.evaluate.gaussian.sampled import plan_sampled, sources
 from tpcompile.evaluate.gaussian.terms import (
@@ -147,7 +148,7 @@ def _sampled(m: Moments, group: Sequence[Factor]) -> Poly:
     key = (*m.key(sorted(group, key=lambda f: (f.node.serial, f.copy)), out), "sampled")
     array = m.known.get(key)
     if array is None:
-        array = m.known[key] = plan_sampled(m, group, out)
+        array = m.known[key] = plan_initial(m, group) or plan_sampled(m, group, out)
     return (Term(1.0, ((array, out),)),)
 
 

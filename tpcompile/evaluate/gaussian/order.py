@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from tpcompile.evaluate.gaussian.initial import InitialArray
 from tpcompile.evaluate.gaussian.radial import TiltArray, TiltedCovariance
 from tpcompile.evaluate.gaussian.reads import ReadArray
 from tpcompile.evaluate.gaussian.sampled import SampledArray
@@ -111,6 +112,8 @@ def one_sided(wanted: Sequence[Array], varies: Collection[Node]) -> list[tuple[A
                 own = frozenset([array.copy] if read in varies else [])
             elif isinstance(array, SampledArray):
                 own = frozenset([0, 1])
+            elif isinstance(array, InitialArray):
+                own = frozenset(copy for _, copy in array.variables)
             copies[array] = own.union(*(of(x) for x in children(array)))
         return copies[array]
 

@@ -13,6 +13,7 @@ from tpcompile.analysis.semantics import execute
 from tpcompile.errors import EvaluationError
 from tpcompile.evaluate import duals
 from tpcompile.evaluate.gaussian import products
+from tpcompile.evaluate.gaussian.initial import InitialArray, evaluate_initial
 from tpcompile.evaluate.gaussian.moments import Moments
 from tpcompile.evaluate.gaussian.order import Order, PairKey, order, pair_key
 from tpcompile.evaluate.gaussian.radial import Tilt, TiltArray, TiltedCovariance
@@ -129,6 +130,8 @@ class Run:
                 return self._integral(array)
             case SampledArray():
                 return evaluate_sampled(self, array)
+            case InitialArray():
+                return evaluate_initial(self, array)
             case TiltArray():
                 return integrate(self, array)
             case TiltedCovariance(tilt=tilt, places=places):

@@ -1,8 +1,7 @@
-"""Expectations of functions of sums of independent weights that are not Gaussian: a first layer of few inputs.
+"""Expectations of functions of up to three independent weights of bounded law, by a product rule over the weights.
 
-``E f(u) g(v)`` for ``u = sum_c x_c w_c``, ``v = sum_c y_c w_c``, the w_c i.i.d. with a symmetric bounded density: up to
-three inputs by a product rule over the weights themselves. More inputs are refused (not implemented: quadrature of the
-characteristic function ``prod_c phi(s x_c + t y_c)``).
+An independent check of :mod:`tpcompile.evaluate.duals.fourier`: ``E f(u) g(v)`` for ``u = sum_c x_c w_c`` and
+``v = sum_c y_c w_c``, the w_c i.i.d. with a symmetric bounded density.
 """
 
 from __future__ import annotations
