@@ -74,6 +74,15 @@ def test_a_verdict_that_is_the_same_in_both_cases_is_given():
     assert found.verdict == "unstable"
 
 
+def test_no_rules_are_derived_in_doubt():
+    def make(n: int):
+        model = Centred(n, CENTRE, -1.0)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    with pytest.raises(tp.errors.UndeterminedLimitError, match="zero or too small to tell"):
+        tp.mup(make, X, Y, F.mse_loss, steps=1)
+
+
 def test_the_command_line_says_both_and_fails(tmp_path):
     path = tmp_path / "setup.py"
     path.write_text(

@@ -170,7 +170,7 @@ def mup(
     only where one parameter stands in operations that ask for different scales. The sizes are piecewise linear in the
     exponents; each round solves the linear pieces at hand and traces them again (Definition 5.1 and Theorem 5.6 of
     Tensor Programs IV, 2011.14522; Tensor Programs V, 2203.03466). Arguments as of :func:`tpcompile.verify`.
-    Raises UndeterminedLimitError if no stable point is reached.
+    Raises UndeterminedLimitError if no stable point is reached, or where a mean may be zero by its number.
     """
     run = Run(make, inputs, targets, loss, optimizer, steps, init, widths)
     with put_off():
@@ -188,7 +188,15 @@ def _solved(run: Run, multipliers: Mapping[str, Fraction | int | float]) -> Rule
 
 def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
     after = run.changed(changes).capture()
-    report = make_report(after, Measurement(after).settled())
+    measured = Measurement(after)
+    report = make_report(after, measured.settled())
+    if measured.doubts.met:
+        raise UndeterminedLimitError(
+            next(iter(measured.doubts.met.values())),
+            where="mup",
+            advice="which rules are right depends on it: tp.verify(...) reports both cases; write the mean as one that "
+            "vanishes by signs, or subtract what is measured in place of a number",
+        )
     if not report.stable:
         raise UndeterminedLimitError(
             f"no learning rates and initial values were found that make training stable: {report.first_problem}",
