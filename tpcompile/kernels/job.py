@@ -20,7 +20,7 @@ from tpcompile.evaluate.threads import single_threaded
 from tpcompile.kernels.plan import Pairs, Plan
 from tpcompile.kernels.replay import Replay, Sides, part, tape
 
-BLOCK_BYTES = 2**19  # of one array over a block: some of them fit a core's cache
+BLOCK = 2**17  # entries of one array over a block: some of them fit a core's cache, and few blocks take few calls
 ROWS = 256  # of a block: the part of a symmetric matrix that is computed twice is small
 LONG_RUN = 16  # columns of a block
 TILE_BYTES, TILE_ROWS = 2**17, 64  # the same for blocks that are replayed: all of them in a core's own cache
@@ -210,7 +210,8 @@ class Job:
 
     def _count(self, diagonal: bool = False, size: int | None = None) -> int:
         """Pairs in a block, or inputs in a part of the diagonal."""
-        return max(1, (size or BLOCK_BYTES) // (self.dtype.itemsize * self._entries(diagonal)))
+        entries = BLOCK if size is None else size // self.dtype.itemsize
+        return max(1, entries // self._entries(diagonal))
 
     def _entries(self, diagonal: bool = False) -> int:
         """Of the largest array, for each pair."""
