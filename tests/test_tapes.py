@@ -112,3 +112,23 @@ def test_views_of_what_was_overwritten():
 
     with pytest.raises(Refused):
         replayed(function, torch.rand(20, 1), torch.rand(1, 33))
+
+
+def test_a_first_call_imports_little() -> None:
+    """Kernels need neither torch's compiler nor what else takes longer to import than they take: in a new process."""
+    code = """
+import sys, torch, tpcompile as tp
+from torch import nn
+
+def make(n):
+    model = nn.Sequential(nn.Linear(3, n, bias=False), nn.ReLU(), nn.Linear(n, 1, bias=False))
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return model
+
+x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+tp.kernel(make, x[0])(x)
+for name in ("torch._dynamo", "torch._decomp.decompositions_for_jvp", "networkx"):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -55,6 +55,10 @@ def recorded(
 class _Recorder(TorchDispatchMode):
     """Instructions without changes in place: a tensor that is written to stands for another step afterwards."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # guarding against compilation imports torch's compiler, at the first evaluation
+
     def __init__(self, constants: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.constants = {id(x) for x in constants.values()}
