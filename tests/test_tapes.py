@@ -1,5 +1,8 @@
 """Recorded evaluations against the ones they were recorded from."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from kernel_specs import ERF, RELU, deep, make
