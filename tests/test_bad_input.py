@@ -135,7 +135,7 @@ def deeper_when_wide(n: int) -> nn.Module:
         (lambda n: nn.Sequential(*(nn.Linear(3, n) if n < 20 else nn.Identity() for _ in range(1))), ["0.bias"]),
         (deeper_when_wide, ["2.", "width"]),
         (lambda n: nn.Linear(3, n), ["output grows"]),
-        (factory_of(lambda m, x: m.out(m.fc(x)) / (m.n + 1)), ["aten.div", "forward", "test_bad_input.py"]),
+        (factory_of(lambda m, x: m.out(m.fc(x)) / m.n.bit_length()), ["aten.div", "forward", "test_bad_input.py"]),
         (
             factory_of(lambda m, x: m.out(m.fc(x) if m.n < 20 else torch.tanh(m.fc(x)))),
             ["graph changes", "aten.tanh", "width 32", "step 0"],
