@@ -288,7 +288,7 @@ def _workers(threads: int) -> Iterator[Callable[..., Any]]:
     if threads == 1:
         yield map
         return
-    with ThreadPoolExecutor(threads) as pool:  # each takes over that torch has one thread
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield pool.map
 
 
