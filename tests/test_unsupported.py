@@ -62,7 +62,7 @@ def test_operations_without_a_rule_are_named_with_their_place(name):
 
 MODULES: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "softmax": (lambda n: nn.Softmax(-1), "module '1'"),
-    "prelu": (lambda n: nn.PReLU(), "module '1'"),
+    "softmin": (lambda n: nn.Softmin(-1), "module '1'"),
 }
 
 
