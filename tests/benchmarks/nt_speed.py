@@ -127,9 +127,7 @@ def main() -> None:
         [sys.executable, str(HERE / "nt_speed.py"), "serve"],
         [arguments.python, str(HERE / "nt_worker.py"), "serve"],
     ]
-    print(
-        "| model | numbers | inputs | kernels | s | s, NT | ratio | of CPU time | MB | MB, NT | first call | NT |"
-    )
+    print("| model | numbers | inputs | kernels | s | s, NT | ratio | of CPU time | MB | MB, NT | first call | NT |")
     print("|" + "---|" * 12)
     for name, (spec, shape, rows, columns) in MODELS.items():
         for dtype in ("float32", "float64"):

@@ -13,7 +13,7 @@ from tpcompile.capture.align import Aligned, align, prune, simplify
 from tpcompile.capture.arguments import Arguments, check_arguments
 from tpcompile.capture.constants import fold_constants, graph_module, value_or_law
 from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size
-from tpcompile.capture.initialisation import parameter_laws
+from tpcompile.capture.initialisation import copies, parameter_laws
 from tpcompile.capture.optimizers import shared_rates
 from tpcompile.capture.powers import power_of
 from tpcompile.capture.probe import Probe, build, check_shapes, preserved_state
@@ -65,7 +65,7 @@ def capture(
         kept, activations = _select_activations(folded.aligned, traces[0], growing or exponents, exponents)
         final = prune(with_progressions(simplify(kept), probes, arguments.init))
         rates = _learning_rates(probes, traces)
-        data, laws = _leaf_values(final, probes, arguments.init, rates)
+        data, laws, copied = _leaf_values(final, probes, arguments.init, rates)
         used = set(final.nodes)
         data |= {name: value for name, value in folded.data.items() if name in used}
         laws |= {name: law for name, law in folded.laws.items() if name in used}
@@ -74,6 +74,7 @@ def capture(
             outputs=final.outputs,
             data=arguments.data() | data,
             laws=laws,
+            copies=copied,
             learning_rates=rates,
             settings=_settings(probes),
             activations=activations,
@@ -155,8 +156,11 @@ def _show_shape(shape: tuple[Size, ...]) -> str:
 
 def _leaf_values(
     aligned: Aligned, probes: Sequence[Probe], overrides: dict[str, Law], rates: dict[str, Scaled]
-) -> tuple[dict[str, torch.Tensor], dict[str, ParameterLaw]]:
-    """Laws of parameters, directions and buffers; a fixed buffer that is the same at every width becomes a constant."""
+) -> tuple[dict[str, torch.Tensor], dict[str, ParameterLaw], dict[str, tuple[str, Scaled]]]:
+    """Laws of parameters, directions and buffers, and which are copies of others.
+
+    A fixed buffer that is the same at every width becomes a constant.
+    """
     recordings = {p.width: p.recording for p in probes}
     widths = tuple(recordings)
     leaves = {node.target: name for name, node in aligned.nodes.items() if node.kind in ("parameter", "buffer")}
@@ -199,7 +203,8 @@ def _leaf_values(
     for target, name in directions.items():  # of variance the learning rate: their covariance is the tangent kernel
         rate = rates[target]
         laws[name] = Normal(math.sqrt(rate.coefficient), width_exponent=rate.exponent / 2)
-    return data, laws
+    random = {w: {name: v for name, v in named.items() if name not in given} for w, named in tensors.items()}
+    return data, laws, copies(random)
 
 
 def _fixed(

@@ -32,7 +32,7 @@ class _Replay(fx.Interpreter):
 class _OriginTracer(Tracer):
     current: Origin = Origin("", "forward", 0)
 
-    def _origin(self) -> Origin:
+    def _origin(self, func: Any) -> Origin:
         return self.current
 
 

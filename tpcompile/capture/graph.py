@@ -14,6 +14,11 @@ from torch import fx
 
 from tpcompile.laws import ParameterLaw
 
+# Of matrix products, where the first factor stands.
+_FACTORS = {"aten.addmm.default": 1, "aten.baddbmm.default": 1} | dict.fromkeys(
+    (f"aten.{name}.default" for name in ("mm", "bmm", "mv", "dot")), 0
+)
+
 
 @dataclass(frozen=True)
 class Scaled:
@@ -55,6 +60,7 @@ class Origin:
     phase: str  # "forward", "backward", "update", "loss", "test", "tangent", "variation"
     step: int
     source: str | None = None  # "file.py:12" where the tracer knows it
+    product: int | None = field(default=None, compare=False, repr=False)  # of a matrix product and its gradient: which
 
     @property
     def place(self) -> str:
@@ -123,6 +129,9 @@ class Capture:
     graph_module: fx.GraphModule | None  # traced at the first probe width; None where only exponents are asked for
     widths: tuple[int, ...]
     output_shape: tuple[int, ...]  # of one input's output
+    copies: Mapping[str, tuple[str, Scaled]] = field(
+        default_factory=dict
+    )  # which start as which others, times a number
     magnitudes: Mapping[str, float] = field(default_factory=dict)  # rms at the largest width, beside numbers of updates
     notes: tuple[str, ...] = ()  # what is odd about the setup, in words
 
@@ -156,13 +165,27 @@ class Capture:
         return replace(self, nodes=nodes, outputs=outputs)
 
     @cached_property
-    def depends_on_data(self) -> frozenset[str]:
-        """Nodes of forward passes that are computed from data, not only from parameters at their present values."""
+    def computed(self) -> frozenset[str]:
+        """Nodes of forward passes that are activations, not made of weights only.
+
+        What is computed from data, and products over a growing axis that leave one such axis at the most: a learned
+        vector (a query, a first state) times a matrix is an activation, two matrices multiplied are a matrix.
+        """
         found = {node.name for node in self.nodes if node.kind == "data"}
         for node in self.nodes:
-            if node.kind == "call" and node.origin.phase == "forward" and not found.isdisjoint(node.operands):
+            if node.kind != "call" or node.origin.phase != "forward":
+                continue
+            if not found.isdisjoint(node.operands) or self._joins(node):
                 found.add(node.name)
         return frozenset(found)
+
+    def _joins(self, node: GraphNode) -> bool:
+        at = _FACTORS.get(str(node.target))
+        if at is None or sum(size.power for size in node.shape or ()) > 1:
+            return False
+        left = node.args[at]
+        shape = self.named[left.name].shape if isinstance(left, Ref) else None
+        return bool(shape and shape[-1].power)
 
 
 def references(x: Any) -> Iterator[str]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tpcompile.capture.draws import Footprint
-from tpcompile.capture.powers import size_of
+from tpcompile.capture.graph import Scaled
+from tpcompile.capture.powers import power_of, size_of
 from tpcompile.capture.recorder import Recorder
 from tpcompile.capture.transfer import NEGLIGIBLE, RULES
 from tpcompile.errors import InitialisationError, UsageError
@@ -198,9 +199,39 @@ def parameter_laws(
                 raise
             hint = f"the factory reads random values into Python numbers ({', '.join(reads)}), which are not followed"
             raise InitialisationError(error.what, where=error.where, advice=f"{hint}; {_advice(name)}") from error
+    known = copies({n: {name: named[name] for name in recorded} for n, named in tensors.items()})
     for width, named in tensors.items():
-        _check_independent(recordings[width], {name: named[name] for name in recorded})
+        _check_independent(recordings[width], {name: named[name] for name in recorded if name not in known})
     return {name: overrides.get(name) or laws[name] for name in first}
+
+
+def copies(tensors: Mapping[int, Mapping[str, Tensor]]) -> dict[str, tuple[str, Scaled]]:
+    """Tensors that start as others times a number, as ``copy.deepcopy`` of a layer makes them: which, and the number."""
+    widths = list(tensors)
+    found: dict[str, tuple[str, Scaled]] = {}
+    first = tensors[widths[0]]
+    for a, b in combinations(first, 2):
+        if b in found or a in found or first[a] is first[b] or first[a].shape != first[b].shape:
+            continue
+        ratios: list[float] = []
+        for named in tensors.values():
+            ratio = _ratio(named[b].detach(), named[a].detach())
+            if ratio is None:
+                break
+            ratios.append(ratio)
+        number = power_of(ratios, widths, TOLERANCE) if len(ratios) == len(widths) else None
+        if number is not None:
+            found[b] = a, number
+    return found
+
+
+def _ratio(b: Tensor, a: Tensor) -> float | None:
+    """``b / a`` if that is one number, of tensors that are random."""
+    if not a.is_floating_point() or a.shape != b.shape or a.numel() < 2 or bool((a == a.flatten()[0]).all()):
+        return None
+    at = int(a.abs().argmax())
+    ratio = float(b.flatten()[at].double() / a.flatten()[at].double())
+    return ratio if torch.allclose(b.double(), ratio * a.double(), rtol=TOLERANCE, atol=0.0) and ratio else None
 
 
 def _check_independent(recording: Recording, named: Mapping[str, Tensor]) -> None:
@@ -212,7 +243,7 @@ def _check_independent(recording: Recording, named: Mapping[str, Tensor]) -> Non
         if reason := ledger.dependence(footprints[a], footprints[b]):
             raise InitialisationError(
                 f"parameters '{a}' and '{b}' {reason}",
-                advice="draw each on its own (copy.deepcopy copies the values), or tie them as one parameter",
+                advice="draw each on its own, or tie them as one parameter",
             )
 
 

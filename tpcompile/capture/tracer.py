@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -53,6 +53,7 @@ _WRITTEN_OUT = frozenset(
         *(torch.ops.aten.channel_shuffle.default, torch.ops.aten.rot90.default),
     }
 )
+_PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.bmm.default})
 _READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
 # Tagged as reading values for the sake of boolean masks; integer indices decide no shape.
 _INDEXING = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor})
@@ -282,7 +283,7 @@ class Tracer(TorchDispatchMode):
 
     def _call(self, func: Any, node_args: Any, node_kwargs: Any) -> fx.Node:
         node = self.graph.call_function(func, tuple(node_args), node_kwargs)
-        node.meta["origin"] = self._origin()
+        node.meta["origin"] = self._origin(func)
         return node
 
     def _record(self, func: Any, args: Any, node_args: Any, node_kwargs: Any, out: Any, mutated: list[Any]) -> None:
@@ -325,18 +326,20 @@ class Tracer(TorchDispatchMode):
                 self._describe(copy, item)
         return out
 
-    def _origin(self) -> Origin:
+    def _origin(self, func: Any) -> Origin:
         position = self.position
         current = torch._C._current_autograd_node()
         if current is not None:
-            module = self._modules.get(current._sequence_nr(), "")
+            number = current._sequence_nr()
+            module = self._modules.get(number, "")
             phase = position.phase if position.phase == "tangent" else "backward"
-            return Origin(module, phase, position.step)
+            return Origin(module, phase, position.step, product=number if func in _PRODUCTS else None)
         if position.phase in ("backward", "update"):
             return position.origin()
         sequence_number = getattr(torch.autograd, "_get_sequence_nr")() - 1  # noqa: B009, of the autograd node being made
         self._modules[sequence_number] = position.module
-        return position.origin(user_source())
+        origin = position.origin(user_source())
+        return replace(origin, product=sequence_number) if func in _PRODUCTS else origin
 
 
 class ReadGuard(TorchFunctionMode):

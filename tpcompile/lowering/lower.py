@@ -116,7 +116,7 @@ def lower(
                 raise wrapped from error
             undecided[node.name] = wrapped
             values[node.name] = unknown(node)
-        touches[node.name] = _touches(node, touches)
+        touches[node.name] = _touches(capture, node, touches)
         value = values[node.name]
         if isinstance(value, Value):
             value = values[node.name] = replace(value, touches=touches[node.name])
@@ -131,12 +131,18 @@ def lower(
     return Lowered(outputs, context, values, undecided)
 
 
-def _touches(node: GraphNode, known: Mapping[str, frozenset[str]]) -> frozenset[str]:
+def _law(capture: Capture, name: str) -> ParameterLaw:
+    node = next(x for x in capture.nodes if x.kind in ("parameter", "buffer") and str(x.target) == name)
+    return capture.laws[node.name]
+
+
+def _touches(capture: Capture, node: GraphNode, known: Mapping[str, frozenset[str]]) -> frozenset[str]:
     """The parameters that a node is computed from, by the names of their initial values."""
     if node.kind == "direction":
         return frozenset([f"direction/{node.target}"])
     if node.kind != "call":
-        return frozenset([str(node.target)])
+        name = str(node.target)
+        return frozenset([capture.copies[name][0] if name in capture.copies else name])
     return frozenset().union(*(known[x] for x in node.operands))
 
 
@@ -192,6 +198,11 @@ def interpret(context: Context, capture: Capture, node: GraphNode, values: Mappi
     axes: Axes = tuple(axis_of(s) for s in node.shape) if node.shape is not None and node.kind != "call" else ()
     if node.kind == "direction":
         return parameter(context, f"direction/{node.target}", capture.laws[node.name], axes)
+    copied = capture.copies.get(str(node.target)) if node.kind in ("parameter", "buffer") else None
+    if copied is not None:
+        name, number = copied
+        value = parameter(context, name, _law(capture, name), axes)
+        return value if number == Scaled(1.0, Fraction(0)) else context.times(value, number)
     if node.name in capture.laws:
         return parameter(context, str(node.target), capture.laws[node.name], axes)
     if str(node.target) in capture.laws and node.kind != "call":

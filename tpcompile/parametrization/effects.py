@@ -79,7 +79,7 @@ def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
     """Where a parameter is used in the forward pass of a step."""
     start = parameter_node(capture, parameter, step)
     way: dict[str, tuple[GraphNode, ...]] = {start: ()}
-    data = capture.depends_on_data
+    data = capture.computed
     found = []
     pending = [capture.positions[node.name] for node in _readers(capture, start, step)]
     heapify(pending)
@@ -89,7 +89,7 @@ def uses(capture: Capture, parameter: str, step: int) -> list[Use]:
             continue
         node = capture.nodes[position]
         for operand in sorted(way.keys() & set(node.operands)):
-            if data.isdisjoint(node.operands):
+            if node.name not in data:
                 way[node.name] = (*way[operand], node)
             else:
                 beside = tuple(sorted(data.intersection(node.operands) - _added(node, operand)))
@@ -104,8 +104,15 @@ def products(capture: Capture, step: int) -> list[GraphNode]:
     return [node for node in capture.nodes if node.is_forward(step) and _is_product(capture, node)]
 
 
+def adjoints(capture: Capture, node: GraphNode) -> list[str]:
+    """The products in the gradient of a product, each proportional to the gradient of what it makes."""
+    number = node.origin.product
+    found = (x for x in capture.nodes if x.origin.phase == "backward" and str(x.target) in _PRODUCTS)
+    return [x.name for x in found if number is not None and x.origin.product == number]
+
+
 def _is_product(capture: Capture, node: GraphNode) -> bool:
-    if str(node.target) not in _PRODUCTS or not capture.depends_on_data.issuperset(node.operands):
+    if str(node.target) not in _PRODUCTS or not capture.computed.issuperset(node.operands):
         return False
     shape = capture.named[node.operands[0]].shape
     return bool(shape and shape[-1].power)

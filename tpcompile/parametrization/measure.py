@@ -17,6 +17,7 @@ from tpcompile.lowering.lower import Adjustment, Lowered, interpret, lower
 from tpcompile.lowering.value import HALF, AnyValue, has_width
 from tpcompile.parametrization.doubts import Doubts
 from tpcompile.parametrization.effects import (
+    adjoints,
     difference,
     factor_behind,
     first_result,
@@ -104,9 +105,11 @@ class Measurement:
         shifts: Mapping[str, Shift] | None = None,
         earlier: Measurement | None = None,
         doubts: Doubts | None = None,
+        factors: Mapping[int, Fraction] | None = None,
     ) -> None:
         self.capture = capture
         self.shifts = dict(shifts or {})
+        self.factors = dict((earlier.factors if earlier else {}) if factors is None else factors)
         self.doubts = doubts or (Doubts() if earlier is None else earlier.doubts)
         self._lowered = None if earlier is None else earlier._lowered
         self._depth = Fraction(0)
@@ -151,7 +154,7 @@ class Measurement:
 
     def _deepen(self, by: Fraction) -> None:
         self._depth += by
-        adjust = _shifted(self.capture, self.shifts)
+        adjust = _shifted(self.capture, self.shifts, self.factors)
         self._lowered = lower(
             self.capture, self._depth, tolerant=True, adjust=adjust, earlier=self._lowered, doubt=self.doubts
         )
@@ -160,16 +163,18 @@ class Measurement:
         self._by_use |= {k: better(size, self._by_use.get(k, size)) for k, size in each.items()}
 
 
-def _shifted(capture: Capture, shifts: Mapping[str, Shift]) -> Adjustment | None:
-    """Initial values and updates of parameters times powers of n, wherever they enter the graph.
+def _shifted(capture: Capture, shifts: Mapping[str, Shift], factors: Mapping[int, Fraction]) -> Adjustment | None:
+    """Initial values and updates of parameters times powers of n, wherever they enter the graph, and products too.
+
+    A factor of the i-th product of two activations is one of its gradients.
 
     What the last operation of an update adds to its first operand, the parameter (less a decoupled weight decay), is
     the update: found by running it with that operand at zero.
     """
-    if not shifts:
+    if not shifts and not factors:
         return None
     graph = {node.name: node for node in capture.nodes}
-    starts = {parameter_node(capture, name, 0): shift.init for name, shift in shifts.items()}
+    scaled_nodes = {parameter_node(capture, name, 0): shift.init for name, shift in shifts.items()}
     updates = {
         capture.outputs[f"parameter/{name}/{t}"].name: shift.rate
         for name, shift in shifts.items()
@@ -177,9 +182,14 @@ def _shifted(capture: Capture, shifts: Mapping[str, Shift]) -> Adjustment | None
         if shift.rate
     }
 
+    for step in range(capture.steps + 1) if factors else ():
+        for i, node in enumerate(products(capture, step)):
+            if i in factors:
+                scaled_nodes |= dict.fromkeys((node.name, *adjoints(capture, node)), factors[i])
+
     def adjust(context: Context, name: str, value: Any, values: Mapping[str, Any]) -> Any:
-        if name in starts:
-            return context.times(value, Scaled(1.0, starts[name]))
+        if name in scaled_nodes:
+            return context.times(value, Scaled(1.0, scaled_nodes[name]))
         if name not in updates:
             return value
         node = graph[name]

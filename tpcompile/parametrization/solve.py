@@ -12,6 +12,7 @@ from tpcompile.errors import UndeterminedLimitError
 from tpcompile.lowering.value import HALF
 from tpcompile.parametrization.changes import Change, Run
 from tpcompile.parametrization.decay import decay_kind
+from tpcompile.parametrization.effects import uses
 from tpcompile.parametrization.measure import (
     DEEPEST,
     Measurement,
@@ -23,7 +24,7 @@ from tpcompile.parametrization.measure import (
 )
 from tpcompile.parametrization.report import first_exponent, largest_exponent
 from tpcompile.parametrization.sizes import ZERO
-from tpcompile.parametrization.ties import excess, grown_uses, shared
+from tpcompile.parametrization.ties import excess, grown_parameters, grown_uses, shared
 
 _MOST_ROUNDS, _MOST_TIES = 40, 8
 _AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
@@ -116,6 +117,7 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
     setup, latest = start.capture, start
     names = [name for name in parameter_names(setup) if trained(setup, name)]
     random = [name for name in parameter_names(setup) if init_exponent(setup, name) != -math.inf]
+    growing = grown_parameters(setup)
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
     deepest = 2 * HALF
@@ -127,7 +129,8 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
         if not moves:
             moves, grown = _growth(setup, sizes, names, random)
             late |= grown
-        moves = moves or _small(setup, sizes, sorted(late), random)
+        small = [n for n in random if n in growing or init_exponent(setup, n) + latest.shifts[n].init < 0]
+        moves = moves or _small(setup, sizes, sorted(late), small)
         if not moves and deepest == DEEPEST:
             return latest
         if not moves:
@@ -149,11 +152,21 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
 
 
 def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[str, Shift]:
-    """Learning rates at which the first effect is Θ(1); where only a bound is known, at which it is O(1)."""
+    """Learning rates at which the first effect is Θ(1); where only a bound is known, at which it is O(1).
+
+    A parameter of no growing axis, as a scale of logits that are small at first, moves by Θ(1) at the most.
+    """
+    growing = {
+        node.target for node in setup.nodes if node.kind == "parameter" and any(s.power for s in node.shape or ())
+    }
     moves = {}
     for name in names:
-        effects = (sizes["effect", name, t] for t in range(1, setup.steps + 1))
-        first = next((s.bound for s in effects if s.exponent != -math.inf), -math.inf)
+        steps = (t for t in range(1, setup.steps + 1) if sizes["effect", name, t].exponent != -math.inf)
+        t = next(steps, 0)
+        first = sizes["effect", name, t].bound if t else -math.inf
+        if t and name not in growing:
+            behind = max((use.factor for use in uses(setup, name, t)), default=Fraction(0))
+            first = max(first, sizes["update", name, t].bound + behind)
         if math.isfinite(first) and first != 0:
             moves[name] = Shift(rate=Fraction(first))
     return moves

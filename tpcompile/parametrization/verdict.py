@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
+from tpcompile.capture import Capture
+from tpcompile.errors import UnstableError
+from tpcompile.parametrization.effects import adjoints, products
 from tpcompile.parametrization.measure import Sizes
 from tpcompile.parametrization.report import ParameterReport
 from tpcompile.parametrization.sizes import Exponent, Size
@@ -24,6 +28,7 @@ class Verdict:
 class Aligned:
     """A product of two activations, such as attention logits: a random sum at first, an aligned one later."""
 
+    index: int  # among the products of a forward pass
     place: str
     start: Exponent
     step: int
@@ -38,7 +43,18 @@ def aligned(sizes: Sizes, steps: int) -> list[Aligned]:
         later = ((t, sizes["product", str(i), t].exponent) for t in range(1, steps + 1))
         step, grown = next(((t, e) for t, e in later if e is not None and e > 0), (0, None))
         if start is not None and start <= 0 and grown is not None:
-            found.append(Aligned(place, start, step, grown))
+            found.append(Aligned(i, place, start, step, grown))
+    return found
+
+
+def too_large(capture: Capture, sizes: Sizes) -> dict[int, Fraction]:
+    """Products of two activations that grow, by how much at the most; those that a factor can be put behind."""
+    found = {}
+    for i, node in enumerate(products(capture, 0)):
+        exponents = [sizes["product", str(i), t].exponent for t in range(capture.steps + 1)]
+        largest = max((e for e in exponents if e is not None), default=-math.inf)
+        if largest > 0 and adjoints(capture, node):
+            found[i] = Fraction(largest)
     return found
 
 
@@ -87,6 +103,12 @@ def _reason(sizes: list[Size]) -> str:
     return f"{open_sizes[0]} ({open_sizes[0].reason})" if open_sizes else "unknown"
 
 
+def _grows(sizes: Sizes, activations: tuple[str, ...], step: int) -> bool:
+    """True if the change of an activation (its value, at initialisation) is known to grow."""
+    exponents = (sizes.used("change" if step else "value", name, step).exponent for name in activations)
+    return any(e is not None and e > 0 for e in exponents)
+
+
 def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tuple[str | None, str | None]:
     """The first value that blows up or vanishes, and the first that is not decided before it."""
     undecided: str | None = None
@@ -95,6 +117,9 @@ def _first_problem(sizes: Sizes, activations: tuple[str, ...], steps: int) -> tu
         grown = next((p for p in aligned(sizes, steps) if p.step == step), None)
         if grown is not None and undecided is None:
             return f"a product of two activations in {grown.place} grows like n^{grown.later} at step {step}", None
+        saturated = next((e for e in sizes.undecided.values() if isinstance(e, UnstableError) and e.step == step), None)
+        if saturated is not None and undecided is None and not _grows(sizes, activations, step):
+            return str(saturated), None
         for name in (*activations, "outputs"):
             quantity = "change" if step else "value"
             size = sizes.used(quantity, name, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +22,10 @@ from tpcompile.parametrization.measure import Measurement, Shift, Sizes, init_ex
 from tpcompile.parametrization.report import ParameterReport, Report, first_exponent
 from tpcompile.parametrization.sizes import Size
 from tpcompile.parametrization.solve import solve
-from tpcompile.parametrization.verdict import aligned, verdict
+from tpcompile.parametrization.verdict import aligned, too_large, verdict
 
 Batches = Tensor | Sequence[Tensor]
+_MOST_FACTORS = 4  # rounds in which factors of products are found
 
 
 def verify(
@@ -58,15 +60,26 @@ def verify(
 
 
 def advised(run: Run, measured: Measurement, report: Report) -> Report:
-    """The report with what to change for maximal updates, applied to the factory and verified again."""
+    """The report with what to change for maximal updates, applied to the factory and verified again.
+
+    Factors of products of two activations (1/d in place of 1/sqrt(d)) stand in the model's code: these are applied in
+    the traced program.
+    """
     setup = measured.capture
+    factors: dict[int, Fraction] = {}
     try:
-        changes = solve(run, measured)
-        lines = advice_lines(setup, changes)
-        if not lines:
-            return report
-        applied = run.changed(changes).capture()
-        after = make_report(applied, Measurement(applied, earlier=measured).settled())
+        for _ in range(_MOST_FACTORS):
+            changes = solve(run, Measurement(setup, earlier=measured, factors=factors) if factors else measured)
+            lines = advice_lines(setup, changes, factors)
+            if not lines:
+                return report
+            applied = run.changed(changes).capture()
+            sizes = Measurement(applied, earlier=measured, factors=factors).settled()
+            after = make_report(applied, sizes)
+            larger = {} if after.stable else too_large(applied, sizes)
+            if not larger:
+                break
+            factors = {i: factors.get(i, Fraction(0)) - larger.get(i, Fraction(0)) for i in {*factors, *larger}}
     except TpcompileError as error:
         return replace(report, notes=(*report.notes, f"no maximal update rules were found: {error}"))
     if not after.stable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tpcompile.errors import UnstableError
 from tpcompile.lowering.context import Context
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.selections import repeated
@@ -35,6 +36,13 @@ def _varying(ctx: Context, g: Any, dim: int) -> Any:
 
 
 def _finite(ctx: Context, *args: Any) -> Any:
+    x = args[0]
+    if ctx.beyond and ctx.current.origin.phase == "forward" and isinstance(x, Value) and x.terms and x.terms[0][0] > 0:
+        lead = x.terms[0][0]
+        raise UnstableError(
+            f"logits of size n^{lead}, of which the softmax has no limit", value="logits",
+            step=ctx.current.origin.step, exponent=lead, where=ctx.place,
+        )  # fmt: skip
     return ctx.finite(str(ctx.current.target), args, dict(ctx.current.kwargs), None, ctx.current.shape)
 
 
