@@ -66,10 +66,32 @@ class Support:
     """Which initial values a vector depends on, not through scalars; found once for each."""
 
     _known: dict[Node, frozenset[Node]] = field(default_factory=dict)
+    _uses_below: dict[Node, frozenset[tuple[Node, int]]] = field(default_factory=dict)
+    _signs: dict[tuple[Node, Node, int, tuple[int, ...], int], int] = field(default_factory=dict)
 
     def of(self, node: Node) -> frozenset[Node]:
         """The initial vectors and matrices below a vector."""
         return bottom_up(node, self._known, _vector_operands, self._find)
+
+    def sign(self, node: Node, flip: _Flip, width: int) -> int:
+        """The sign that a flip of rows gives a whole vector that depends on the same matrix; 0: not known.
+
+        Where the matrix is met transposed too, as by gradients, rows and columns mix: not known.
+        """
+        uses = bottom_up(node, self._uses_below, _vector_operands, self._uses)
+        if any(m is flip.node and out != flip.axis for m, out in uses):
+            return 0
+        key = (node, flip.node, flip.axis, flip.signs, width)
+        if key not in self._signs:
+            walk = _Walk(_vectors([node]), False, self, [flip], width)
+            found = np.zeros(1) if walk.too_large else _joined(walk.summands(node))
+            found = found[found != _ZERO]
+            self._signs[key] = int(found.flat[0]) if found.size and bool((found == found.flat[0]).all()) else 0
+        return self._signs[key]
+
+    def _uses(self, node: Node) -> frozenset[tuple[Node, int]]:
+        own = frozenset([(node.operands[0], _out_axis(node))]) if isinstance(node.op, MatMul) else frozenset()
+        return own.union(*(self._uses_below[x] for x in _vector_operands(node)))
 
     def _find(self, node: Node) -> frozenset[Node]:
         own = frozenset([node]) if isinstance(node.op, Init) else frozenset()
@@ -171,12 +193,19 @@ def _vectors(nodes: Sequence[Node]) -> list[Node]:
 class _Walk:
     """Signs of the top-level summands of every vector that some values are made of."""
 
-    def __init__(self, vectors: list[Node], local: bool, support: Support) -> None:
+    def __init__(
+        self,
+        vectors: list[Node],
+        local: bool,
+        support: Support,
+        flips: list[_Flip] | None = None,
+        width: int | None = None,
+    ) -> None:
         widths = [d for x in vectors for d in x.dims if isinstance(d, Width)]
-        self._width = _UNITS * math.lcm(*(d.ratio.denominator for d in widths))
+        self._width = _UNITS * math.lcm(*(d.ratio.denominator for d in widths)) if width is None else width
         self._local = local
         self._support = support
-        self.flips = self._all_flips(vectors)
+        self.flips = self._all_flips(vectors) if flips is None else flips
         sizes = (math.prod(self._shape(x)) for x in vectors if x.kind == "vector")
         self.too_large = len(self.flips) * max(sizes, default=0) > _MOST_ENTRIES
         self._known: dict[Node, list[Signs]] = {}
@@ -294,7 +323,11 @@ class _Walk:
         )
         out = np.full((len(self.flips), *shape), 0 if responds else 1, np.int8)
         for i, flip in enumerate(self.flips):
-            if flip.node in below or (flip.node is matrix and flip.axis != out_axis and not self._local):
+            if flip.node in below and flip.node.kind == "matrix" and (flip.node is not matrix or flip.axis == out_axis):
+                out[i] *= self._support.sign(x, flip, self._width)
+                if flip.node is matrix:
+                    out[i] *= _along(flip.signs, axis, len(shape))
+            elif flip.node in below or (flip.node is matrix and flip.axis != out_axis and not self._local):
                 out[i] = 0
             elif flip.node is matrix and flip.axis == out_axis:
                 out[i] *= _along(flip.signs, axis, len(shape))

@@ -206,7 +206,7 @@ def parameter_laws(
 
 
 def copies(tensors: Mapping[int, Mapping[str, Tensor]]) -> dict[str, tuple[str, Scaled]]:
-    """Tensors that start as others times a number, as ``copy.deepcopy`` of a layer makes them: which, and the number."""
+    """Tensors that start as others times a number, as ``copy.deepcopy`` makes them: which others, and the number."""
     widths = list(tensors)
     found: dict[str, tuple[str, Scaled]] = {}
     first = tensors[widths[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -26,7 +27,7 @@ from tpcompile.parametrization.report import first_exponent, largest_exponent
 from tpcompile.parametrization.sizes import ZERO
 from tpcompile.parametrization.ties import excess, grown_parameters, grown_uses, shared
 
-_MOST_ROUNDS, _MOST_TIES = 40, 8
+_MOST_ROUNDS, _MOST_TIES, _MOST_LOWERED = 40, 8, 2
 _AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
 
 
@@ -118,6 +119,7 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
     names = [name for name in parameter_names(setup) if trained(setup, name)]
     random = [name for name in parameter_names(setup) if init_exponent(setup, name) != -math.inf]
     growing = grown_parameters(setup)
+    lowered: Counter[str] = Counter()  # how often initial values were too large: what grows again is not raised again
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
     deepest = 2 * HALF
@@ -129,7 +131,9 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
         if not moves:
             moves, grown = _growth(setup, sizes, names, random)
             late |= grown
-        small = [n for n in random if n in growing or init_exponent(setup, n) + latest.shifts[n].init < 0]
+            lowered.update(name for name, move in moves.items() if move.init)
+        sizes_of = {n: init_exponent(setup, n) + latest.shifts[n].init + _behind(setup, n, 0) for n in random}
+        small = [n for n in random if lowered[n] < _MOST_LOWERED and (n in growing or sizes_of[n] < 0)]
         moves = moves or _small(setup, sizes, sorted(late), small)
         if not moves and deepest == DEEPEST:
             return latest
@@ -165,11 +169,15 @@ def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[s
         t = next(steps, 0)
         first = sizes["effect", name, t].bound if t else -math.inf
         if t and name not in growing:
-            behind = max((use.factor for use in uses(setup, name, t)), default=Fraction(0))
-            first = max(first, sizes["update", name, t].bound + behind)
+            first = max(first, sizes["update", name, t].bound + _behind(setup, name, t))
         if math.isfinite(first) and first != 0:
             moves[name] = Shift(rate=Fraction(first))
     return moves
+
+
+def _behind(setup: Capture, name: str, step: int) -> Fraction:
+    """The largest power of n that the multipliers behind a parameter's uses have."""
+    return max((use.factor for use in uses(setup, name, step)), default=Fraction(0))
 
 
 def _growth(
