@@ -41,6 +41,7 @@ from tpcompile.lowering.value import (
 )
 from tpcompile.lowering.words import Letters, Words, ratio_of
 
+_EXCHANGED = ""  # in place of a spec: whether a mean vanishes by exchange of parameters
 Item = tuple[Fraction, float, Node]  # exponent, number, node
 
 
@@ -196,13 +197,14 @@ class Contractions:
     def _vanishes(self, spec: str, nodes: tuple[Node, ...]) -> bool:
         known = self.a.vanishing
         if (spec, nodes) not in known:
-            exchange = self.a.exchange
-            known[spec, nodes] = (
-                self.a.parity.vanishes(*nodes)
-                or (not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support))
-                or (exchange is not None and exchange.vanishes(nodes))
+            known[spec, nodes] = self.a.parity.vanishes(*nodes) or (
+                not blocks.hopeless(nodes, self.a.parity) and blocks.vanishes(spec, nodes, support=self.a.support)
             )
-        return known[spec, nodes]
+        if known[spec, nodes] or self.a.exchange is None:
+            return known[spec, nodes]
+        if (_EXCHANGED, nodes) not in known:
+            known[_EXCHANGED, nodes] = self.a.exchange.vanishes(nodes)
+        return known[_EXCHANGED, nodes]
 
     def _factors(self, spec: str, nodes: Sequence[Node]) -> tuple[float, str, Sequence[Node]]:
         """The sum of a product of two vectors as their inner product: a number, and the Einstein sum of the factors."""

@@ -65,6 +65,7 @@ def lower(
     adjust: Adjustment | None = None,
     earlier: Lowered | None = None,
     doubt: Callable[[Builder, str, Node], bool] | None = None,
+    exchange: bool = True,
 ) -> Lowered:
     """Lower a captured graph, keeping series to ``depth`` below their leading exponents.
 
@@ -74,12 +75,15 @@ def lower(
     where their dual activations are known. ``tolerant`` goes on behind operations that have no rule or no limit:
     nothing is known of their values, and ``undecided`` says why. ``adjust`` may put another value in a node's place.
     ``doubt`` says of means that are not zero by structure whether they count as zero all the same.
+    With ``exchange`` means may also vanish, in a tolerant lowering, by exchanges of parameters of one law.
     What another lowering found out about nodes need not be found again: ``earlier`` hands on its nodes.
     Raises UnsupportedOperationError for operations without a rule, UnstableError where a value blows up.
     """
     algebra = Algebra(depth, width) if earlier is None else replace(earlier.context.algebra, depth=depth, width=width)
     algebra.doubt = doubt
-    if tolerant and algebra.exchange is None:
+    if not exchange:
+        algebra.exchange = None
+    elif tolerant and algebra.exchange is None:
         algebra.exchange = Exchange(algebra.parity, algebra.support, algebra.builder.data)
     context = Context(algebra, capture.nodes[0], derivatives=kernel, beyond=tolerant)
     undecided: dict[str, TpcompileError] = {}

@@ -97,6 +97,8 @@ class Measurement:
     """Sizes in a capture made with ``exponents=True``, by lowerings of growing depth where shallow series cancel.
 
     What an earlier measurement has found out about nodes (which means vanish) holds whatever their powers of n.
+    A ``generic`` one leaves out zeros of symmetric starts, as of experts that start alike: training breaks the symmetry,
+    and rules must hold then.
     """
 
     def __init__(
@@ -106,11 +108,13 @@ class Measurement:
         earlier: Measurement | None = None,
         doubts: Doubts | None = None,
         factors: Mapping[int, Fraction] | None = None,
+        generic: bool | None = None,
     ) -> None:
         self.capture = capture
         self.shifts = dict(shifts or {})
         self.factors = dict((earlier.factors if earlier else {}) if factors is None else factors)
         self.doubts = doubts or (Doubts() if earlier is None else earlier.doubts)
+        self.generic = (earlier is not None and earlier.generic) if generic is None else generic
         self._lowered = None if earlier is None else earlier._lowered
         self._depth = Fraction(0)
         self._finite: frozenset[str] = frozenset()
@@ -156,8 +160,9 @@ class Measurement:
         self._depth += by
         adjust = _shifted(self.capture, self.shifts, self.factors)
         self._lowered = lower(
-            self.capture, self._depth, tolerant=True, adjust=adjust, earlier=self._lowered, doubt=self.doubts
-        )
+            self.capture, self._depth, tolerant=True, adjust=adjust, earlier=self._lowered, doubt=self.doubts,
+            exchange=not self.generic,
+        )  # fmt: skip
         sizes, self._finite, each = _collect(self.capture, self._lowered)
         self._found |= {k: better(size, self._found.get(k, size)) for k, size in sizes.items()}
         self._by_use |= {k: better(size, self._by_use.get(k, size)) for k, size in each.items()}

@@ -183,12 +183,12 @@ def _solved(run: Run, multipliers: Mapping[str, Fraction | int | float]) -> Rule
     unknown = sorted(set(given) - set(parameter_names(setup)))
     if unknown:
         raise UsageError(f"there is no parameter '{unknown[0]}'", where="multipliers")
-    return _rules(run, setup, solve(run, Measurement(setup), given))
+    return _rules(run, setup, solve(run, Measurement(setup, generic=True), given))
 
 
 def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
     after = run.changed(changes).capture()
-    measured = Measurement(after)
+    measured = Measurement(after, generic=True)
     report = make_report(after, measured.settled())
     if measured.doubts.met:
         raise UndeterminedLimitError(

@@ -69,12 +69,12 @@ def advised(run: Run, measured: Measurement, report: Report) -> Report:
     factors: dict[int, Fraction] = {}
     try:
         for _ in range(_MOST_FACTORS):
-            changes = solve(run, Measurement(setup, earlier=measured, factors=factors) if factors else measured)
+            changes = solve(run, Measurement(setup, earlier=measured, factors=factors, generic=True))
             lines = advice_lines(setup, changes, factors)
             if not lines:
                 return report
             applied = run.changed(changes).capture()
-            sizes = Measurement(applied, earlier=measured, factors=factors).settled()
+            sizes = Measurement(applied, earlier=measured, factors=factors, generic=True).settled()
             after = make_report(applied, sizes)
             larger = {} if after.stable else too_large(applied, sizes)
             if not larger:
