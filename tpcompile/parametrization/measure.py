@@ -97,8 +97,8 @@ class Measurement:
     """Sizes in a capture made with ``exponents=True``, by lowerings of growing depth where shallow series cancel.
 
     What an earlier measurement has found out about nodes (which means vanish) holds whatever their powers of n.
-    A ``generic`` one leaves out zeros of symmetric starts, as of experts that start alike: training breaks the symmetry,
-    and rules must hold then.
+    A ``generic`` one leaves out zeros of symmetric starts, as of experts that start alike: training breaks the
+    symmetry, and rules must hold then.
     """
 
     def __init__(
