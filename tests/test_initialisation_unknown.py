@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from initialisation_helpers import HALF, close, inplace, law, laws_of, reason
+from initialisation_helpers import HALF, close, inplace, law, laws_of, named, reason
 from torch import Tensor, nn
 
+from tpcompile.capture.graph import Scaled
+from tpcompile.capture.initialisation import copies, record
 from tpcompile.laws import Constant, Normal, Orthogonal, Pieces
 
 
@@ -112,7 +114,7 @@ def test_orthogonal_shapes() -> None:
 def test_shared_draws() -> None:
     def copied(n: int) -> dict[str, Tensor]:
         w = torch.randn(n, n)
-        return {"a": nn.Parameter(w), "b": nn.Parameter(2 * w.clone())}
+        return {"a": nn.Parameter(w), "b": nn.Parameter(2 * w.t().clone())}
 
     assert "parameters 'a' and 'b' share one random draw" in reason(copied)
 
@@ -139,4 +141,8 @@ def test_shared_draws() -> None:
         layer = nn.Linear(n, n)
         return nn.ModuleList([layer, copy.deepcopy(layer)])
 
-    assert "'0.weight' and '1.weight' share one random draw" in reason(cloned)
+    found = laws_of(cloned)  # a layer that starts as another is followed as such
+    assert found["0.weight"] == found["1.weight"]
+    tensors = {n: named(record(cloned, n)) for n in (8, 16)}
+    assert copies(tensors)["1.weight"] == ("0.weight", Scaled(1.0, Fraction(0)))
+    assert set(copies(tensors)) == {"1.weight", "1.bias"}
