@@ -60,6 +60,7 @@ def assert_same_as_training(
     else:
         assert optimizer is not None
         model, real = made, optimizer(made.parameters())
+    assert captured.graph_module is not None
     replayed = captured.graph_module(*values_of(captured, model))
     batches = isinstance(inputs, (list, tuple))
     all_inputs = torch.cat(list(inputs)) if batches else inputs
@@ -304,6 +305,7 @@ def test_tangent(make: Callable[[int], nn.Module]) -> None:
     x, _ = data()
     captured = capture(make, x, tangent=True)
     model = make(16)
+    assert captured.graph_module is not None
     replayed = captured.graph_module(*values_of(captured, model))
     for name, parameter in model.named_parameters():
         found = replayed[f"jacobian/{name}/0"]

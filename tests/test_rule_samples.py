@@ -40,7 +40,9 @@ def arguments(f: Sample) -> tuple:
 
 
 def targets(captured: Capture) -> set[str]:
-    return {str(node.target) for node in captured.graph_module.graph.nodes if node.op == "call_function"}
+    module = captured.graph_module
+    assert module is not None
+    return {str(node.target) for node in module.graph.nodes if node.op == "call_function"}
 
 
 def test_every_rule_has_a_sample():

@@ -68,10 +68,6 @@ class _Recorder(TorchDispatchMode):
         self.known: dict[Any, Step] = {}
         self.decisions: dict[Step, bool] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True would import the compiler of torch at the first operation
-
     def add_input(self, given: Input) -> Step:
         step = Step(INPUT, (), (), tuple(given.value.shape), given.value.dtype, frozenset([given.copy]))
         self._bind(given.value, step)
