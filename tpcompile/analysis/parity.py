@@ -133,7 +133,7 @@ class Parity:
 
     def _gaussian(self, node: Node) -> Signatures:
         matrix, x = node.operands
-        own = self._bit(_name(matrix), GLOBAL)
+        own = self._bit(init_name(matrix), GLOBAL)
         kept = {s.restricted(GLOBAL) for s in self.signatures(x)}
         return frozenset(
             Signature(s.mixed.reduced(s.odd ^ own ^ y), s.mixed) for s, y in product(kept, self._generators[node])
@@ -197,7 +197,7 @@ class Parity:
         if isinstance(op, Sum | Concat) and node.kind != "matrix":
             return _bounded(frozenset().union(*(self.signatures(x) for x in node.operands)))
         if isinstance(op, Entries):
-            flip = self._bit(_name(node.operands[0]), GLOBAL)
+            flip = self._bit(init_name(node.operands[0]), GLOBAL)
             return frozenset([Signature(moved(flip, OWN, ENTRIES))])
         if isinstance(op, Outer):
             u, v = (self.signatures(x) for x in node.operands)
@@ -257,7 +257,7 @@ class Parity:
         met = frozenset().union(*(self._generators[g] for g in family if not self.vanishes(g.operands[1], x)))
         count = len(frozenset().union(*(self._generators[g] for g in family)))
         side = "transposed " * node.op.transpose
-        return met or frozenset([self._bit(f"{_name(matrix)} {side}{count}", LOCAL)])
+        return met or frozenset([self._bit(f"{init_name(matrix)} {side}{count}", LOCAL)])
 
     def _products_of(self, x: Node) -> int:
         """The products with initial matrices that a vector is a function of, a bit each."""
@@ -330,7 +330,8 @@ def _operands(node: Node) -> Sequence[Node]:
     return [x for x in below if x.kind != "scalar"]
 
 
-def _name(matrix: Node) -> str:
+def init_name(matrix: Node) -> str:
+    """The parameter whose initial value a node is."""
     assert isinstance(matrix.op, Init)
     return matrix.op.name
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 from fractions import Fraction
 
 from tpcompile.analysis import blocks
+from tpcompile.analysis.parity import init_name
 from tpcompile.errors import UnsupportedOperationError
-from tpcompile.ir import Contract, Dim, Fluctuation, Init, Mul, Node, Width
+from tpcompile.ir import Contract, Dim, Fluctuation, Mul, Node, Width
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
@@ -326,7 +327,7 @@ class Contractions:
         out = self.a.collect(out_axes, items, remainder)
         if m.outers or m.entries or m.composed or m.remainder is not None or out.remainder is None:
             return out
-        names = frozenset(_name(term.matrix) for term in m.inits)  # signs pass through an initial matrix
+        names = frozenset(init_name(term.matrix) for term in m.inits)  # signs pass through an initial matrix
         passed = (Multiple(of.nodes, of.beside | names, plus(of.rest, m.action)) for of in x.multiples)
         return replace(out, multiples=tuple(passed))
 
@@ -398,11 +399,6 @@ def _squeezed(m: MatrixValue, labels: str) -> tuple[MatrixValue, str]:
     """Without its torch axes of length one."""
     kept = [i for i, axis in enumerate(m.axes) if axis]
     return replace(m, axes=tuple(m.axes[i] for i in kept)), "".join(labels[i] for i in kept)
-
-
-def _name(matrix: Node) -> str:
-    assert isinstance(matrix.op, Init)
-    return matrix.op.name
 
 
 def _show(axis: Axis) -> str:
