@@ -62,10 +62,14 @@ def test_attention(name, optimizer):
     check(derived(name, optimizer), optimizer, **hidden, head=READS)
 
 
-def test_attention_with_the_default_scale_has_none():
+def test_attention_with_the_default_scale():
     """No scale of parameters takes a power of n out of the logits after training has aligned queries with keys."""
-    with pytest.raises(tp.errors.UndeterminedLimitError, match="a product of two activations in module"):
-        derived("attention with the default scale", adam)
+    with pytest.warns(UserWarning, match=r"the product of two activations in module .*: a factor n\^-1/2 is missing"):
+        rules = derived("attention with the default scale", adam)
+    (factor,) = rules.factors
+    assert factor.exponent == Fraction(-1, 2)
+    assert rules.report.verdict == "maximal update"
+    assert str(rules).startswith("the product of two activations")
 
 
 @pytest.mark.slow

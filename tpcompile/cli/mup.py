@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from tpcompile.cli.options import Inputs, Json, Loss, Rate, Steps, Target, Width
 from tpcompile.cli.output import check_writable
 from tpcompile.cli.verify import verified
 from tpcompile.errors import UsageError
+from tpcompile.parametrization.advice import factor_lines
 from tpcompile.report.rules import FORMATS
 
 
@@ -35,7 +38,16 @@ def mup_command(
     with training_run(target, steps, loss, lr, inputs, widths) as (make, found):
         if form not in FORMATS:
             raise UsageError(f"there is no format '{form}'", where="--format", advice=", ".join(FORMATS))
-        rules = tpcompile.mup(make, **verified(found, steps, most=2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # missing factors are printed with the rules
+            rules = tpcompile.mup(make, **verified(found, steps, most=2))
     if out is not None:
         rules.to_json(out)
-    print(json.dumps({"target": target, "rules": rules.to_dict()}) if as_json else rules.table(form))
+    factors = [{"where": f.where, "exponent": str(f.exponent)} for f in rules.factors]
+    if as_json:
+        print(json.dumps({"target": target, "rules": rules.to_dict(), "factors": factors}))
+        return
+    if form != "text":
+        for line in factor_lines(rules.factors):
+            print(line, file=sys.stderr)
+    print(rules.table(form))

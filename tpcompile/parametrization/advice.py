@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 from tpcompile.capture import Capture
 from tpcompile.parametrization.changes import Change
 from tpcompile.parametrization.decay import decay_kind
-from tpcompile.parametrization.effects import products, uses
+from tpcompile.parametrization.effects import uses
+from tpcompile.parametrization.factors import Factor
 from tpcompile.parametrization.measure import init_exponent
 
 
-def advice_lines(
-    setup: Capture, changes: Mapping[str, Change], factors: Mapping[int, Fraction] | None = None
-) -> tuple[str, ...]:
+def factor_lines(factors: Sequence[Factor]) -> Iterator[str]:
+    """One line for all products of two activations that lack the same factor."""
+    missing: dict[Fraction, list[str]] = {}
+    for factor in factors:
+        missing.setdefault(factor.exponent, []).append(factor.where)
+    for exponent, places in missing.items():
+        what = "the product of two activations" if len(places) == 1 else "the products of two activations"
+        yield f"{what} in {', '.join(places)}: a factor n^{exponent} is missing (attention: 1/d for 1/sqrt(d))"
+
+
+def advice_lines(setup: Capture, changes: Mapping[str, Change], factors: Sequence[Factor] = ()) -> tuple[str, ...]:
     """One line for every exponent of initial values and rates, one for all parameters that share another setting's.
 
     And one for all products of two activations that lack the same of these factors.
     """
-    lines: list[str] = []
-    made = products(setup, 0)
-    missing: dict[Fraction, list[str]] = {}
-    for i, exponent in (factors or {}).items():
-        origin = made[i].origin
-        missing.setdefault(exponent, []).append(origin.place + (f" ({origin.source})" if origin.source else ""))
-    for exponent, places in missing.items():
-        what = "the product of two activations" if len(places) == 1 else "the products of two activations"
-        lines.append(f"{what} in {', '.join(places)}: a factor n^{exponent} is missing (attention: 1/d for 1/sqrt(d))")
+    lines = list(factor_lines(factors))
     shared: dict[str, list[str]] = {}
     for name, change in changes.items():
         settings = setup.settings.get(name, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,12 +16,12 @@ from tpcompile.capture import Capture
 from tpcompile.collector import put_off
 from tpcompile.errors import UndeterminedLimitError, UsageError
 from tpcompile.laws import Law
+from tpcompile.parametrization.advice import factor_lines
 from tpcompile.parametrization.changes import Change, Run, scale_parameters
+from tpcompile.parametrization.factors import Factor, Solution, solution
 from tpcompile.parametrization.measure import Measurement, parameter_names
 from tpcompile.parametrization.multipliers import multiply
 from tpcompile.parametrization.report import Report
-from tpcompile.parametrization.solve import solve
-from tpcompile.parametrization.verify import make_report
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Rules(Mapping[str, Rule]):
-    """Rules by parameter, and the report of the setup that follows them."""
+    """Rules by parameter, the report of the setup that follows them, and factors that its products lack."""
 
     rules: Mapping[str, Rule]
     report: Report
     sizes: Mapping[str, tuple[tuple[Fraction, int], ...]]  # of every parameter's axes: coefficient, power of the width
+    factors: tuple[Factor, ...] = ()
+    """What products of two activations lack in the model's code (attention: 1/d for 1/sqrt(d)); the rules are those of
+    the model that has it."""
 
     def __getitem__(self, name: str) -> Rule:
         if name not in self.rules:
@@ -170,6 +174,8 @@ def mup(
     only where one parameter stands in operations that ask for different scales. The sizes are piecewise linear in the
     exponents; each round solves the linear pieces at hand and traces them again (Definition 5.1 and Theorem 5.6 of
     Tensor Programs IV, 2011.14522; Tensor Programs V, 2203.03466). Arguments as of :func:`tpcompile.verify`.
+    Products of two activations that grow whatever the parameters' scales (attention logits with 1/sqrt(d)) need a
+    factor in the model's code: ``rules.factors`` has it and its line, and a warning says so.
     Raises UndeterminedLimitError if no stable point is reached, or where a mean may be zero by its number.
     """
     run = Run(make, inputs, targets, loss, optimizer, steps, init, widths)
@@ -183,16 +189,11 @@ def _solved(run: Run, multipliers: Mapping[str, Fraction | int | float]) -> Rule
     unknown = sorted(set(given) - set(parameter_names(setup)))
     if unknown:
         raise UsageError(f"there is no parameter '{unknown[0]}'", where="multipliers")
-    return _rules(run, setup, solve(run, Measurement(setup, generic=True), given))
-
-
-def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
-    after = run.changed(changes).capture()
-    measured = Measurement(after, generic=True)
-    report = make_report(after, measured.settled())
-    if measured.doubts.met:
+    found = solution(run, Measurement(setup, generic=True), given)
+    report = found.report
+    if found.measured.doubts.met:
         raise UndeterminedLimitError(
-            next(iter(measured.doubts.met.values())),
+            next(iter(found.measured.doubts.met.values())),
             where="mup",
             advice="which rules are right depends on it: tp.verify(...) reports both cases; write the mean as one that "
             "vanishes by signs, or subtract what is measured in place of a number",
@@ -201,9 +202,16 @@ def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
         raise UndeterminedLimitError(
             f"no learning rates and initial values were found that make training stable: {report.first_problem}",
             where="mup",
-            advice="a value that grows whatever the parameters' scales needs a multiplier of its own in the model "
-            "(attention logits: 1/d for 1/sqrt(d)); print tp.verify(...) for all sizes",
+            advice="a value that grows whatever the parameters' scales needs a multiplier of its own in the model; "
+            "print tp.verify(...) for all sizes",
         )
+    for line in factor_lines(found.factors):
+        warnings.warn(f"{line}; the rules are those of the model that has it", stacklevel=3)
+    return _rules(setup, found)
+
+
+def _rules(setup: Capture, found: Solution) -> Rules:
+    changes, report = found.changes, found.report
     rules = {}
     for name, p in report.parameters.items():
         start = p.init_exponent
@@ -221,4 +229,4 @@ def _rules(run: Run, setup: Capture, changes: Mapping[str, Change]) -> Rules:
         for node in setup.nodes
         if node.kind == "parameter"
     }
-    return Rules(rules, report, shapes)
+    return Rules(rules, report, shapes, found.factors)

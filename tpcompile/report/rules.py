@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tpcompile.errors import UsageError
+from tpcompile.parametrization.advice import factor_lines
 
 if TYPE_CHECKING:
     from tpcompile.parametrization.mup import Rule, Rules
@@ -20,7 +21,10 @@ _HEAD = ("parameter", "init", "multiplier", "lr", "epsilon", "weight decay")
 
 
 def rules_table(rules: Rules, form: str = "text") -> str:
-    """One line for each parameter: powers of n in "text", the powers written out in "markdown" and "latex"."""
+    """One line for each parameter: powers of n in "text", the powers written out in "markdown" and "latex".
+
+    Before it, in "text", what products of two activations lack.
+    """
     if form not in FORMATS:
         raise UsageError(f"there is no format '{form}'", where="form", advice=f"there are {', '.join(FORMATS)}")
     if form == "text":
@@ -57,7 +61,7 @@ def _text(rules: Rules) -> str:
     console.print(table)
     out = console.file
     assert isinstance(out, io.StringIO)
-    return out.getvalue().rstrip()
+    return "\n".join([*factor_lines(rules.factors), out.getvalue().rstrip()])
 
 
 def _code(name: str, form: str) -> str:

@@ -1,0 +1,71 @@
+"""Factors of products of two activations, found together with the exponents of parameters.
+
+Attention logits ``q . k / sqrt(d)`` grow when training aligns their operands, whatever the parameters' scales: 1/d in
+place of 1/sqrt(d) (Tensor Programs V, 2203.03466, definition 4.1). Such factors stand in a model's code, so that they
+are applied in its traced program, to the products and to what they pass back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tpcompile.parametrization.changes import Change, Run
+from tpcompile.parametrization.effects import products
+from tpcompile.parametrization.measure import Measurement
+from tpcompile.parametrization.report import Report
+from tpcompile.parametrization.solve import solve
+from tpcompile.parametrization.summary import make_report
+from tpcompile.parametrization.verdict import too_large
+
+_MOST_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A power of n that a product of two activations lacks, and where that is in the model."""
+
+    place: str
+    source: str | None
+    exponent: Fraction
+
+    @property
+    def where(self) -> str:
+        return self.place + (f" ({self.source})" if self.source else "")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a setup needs for the maximal update parametrization, and the setup that has it with its report."""
+
+    changes: Mapping[str, Change]
+    factors: tuple[Factor, ...]
+    measured: Measurement
+    report: Report
+
+
+def solution(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | None = None) -> Solution:
+    """Exponents of parameters and factors of products; ``own`` measures the run as it is, ``given`` as in solve.
+
+    Raises UndeterminedLimitError where :func:`~tpcompile.parametrization.solve.solve` does; the report says whether
+    the result is stable.
+    """
+    setup = own.capture
+    exponents: dict[int, Fraction] = {}
+    for _ in range(_MOST_ROUNDS):
+        changes = solve(run, Measurement(setup, earlier=own, factors=exponents, generic=True), given)
+        if exponents or any(change != Change() for change in changes.values()):
+            applied = run.changed(changes).capture()
+            measured = Measurement(applied, earlier=own, factors=exponents, generic=True)
+        else:
+            applied, measured = setup, own
+        sizes = measured.settled()
+        report = make_report(applied, sizes)
+        larger = {} if report.stable else too_large(applied, sizes)
+        if not larger:
+            break
+        exponents = {i: exponents.get(i, Fraction(0)) - larger.get(i, Fraction(0)) for i in {*exponents, *larger}}
+    made = products(setup, 0)
+    factors = tuple(Factor(made[i].origin.place, made[i].origin.source, e) for i, e in sorted(exponents.items()) if e)
+    return Solution(changes, factors, measured, report)
