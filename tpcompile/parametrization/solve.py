@@ -19,6 +19,7 @@ from tpcompile.parametrization.measure import (
     Measurement,
     Shift,
     Sizes,
+    fixed_parameters,
     init_exponent,
     parameter_names,
     trained,
@@ -123,7 +124,12 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
     deepest = 2 * HALF
+    seen: set[tuple[Shift, ...]] = set()
+    guessed: set[str] = set()  # parameters whose rates were raised
+    circle = False  # what was raised together was lowered together again: one rate at a time from then on
     for _ in range(_MOST_ROUNDS):
+        circle |= (where := tuple(latest.shifts.values())) in seen
+        seen.add(where)
         sizes = latest.sizes(deepest)
         if excess(several, sizes, setup.steps):
             return latest  # a matter of multipliers
@@ -134,7 +140,11 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
             lowered.update(name for name, move in moves.items() if move.init)
         sizes_of = {n: init_exponent(setup, n) + latest.shifts[n].init + _behind(setup, n, 0) for n in random}
         small = [n for n in random if lowered[n] < _MOST_LOWERED and (n in growing or sizes_of[n] < 0)]
-        moves = moves or _small(setup, sizes, sorted(late), small)
+        if not moves:
+            unsure = [name for name in names if name not in guessed]
+            moves = _small(setup, sizes, [name for name in names if name in late], small, unsure)
+            guessed |= {name for name, move in moves.items() if move.rate}
+        moves = dict(list(moves.items())[:1]) if circle else moves
         if not moves and deepest == DEEPEST:
             return latest
         if not moves:
@@ -160,15 +170,13 @@ def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[s
 
     A parameter of no growing axis, as a scale of logits that are small at first, moves by Θ(1) at the most.
     """
-    growing = {
-        node.target for node in setup.nodes if node.kind == "parameter" and any(s.power for s in node.shape or ())
-    }
+    fixed = fixed_parameters(setup)
     moves = {}
     for name in names:
         steps = (t for t in range(1, setup.steps + 1) if sizes["effect", name, t].exponent != -math.inf)
         t = next(steps, 0)
         first = sizes["effect", name, t].bound if t else -math.inf
-        if t and name not in growing:
+        if t and name in fixed:
             first = max(first, sizes["update", name, t].bound + _behind(setup, name, t))
         if math.isfinite(first) and first != 0:
             moves[name] = Shift(rate=Fraction(first))
@@ -199,10 +207,13 @@ def _growth(
     return {}, frozenset()
 
 
-def _small(setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[str]) -> dict[str, Shift]:
+def _small(
+    setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[str], unsure: Sequence[str]
+) -> dict[str, Shift]:
     """What could be larger: initial values of activations that vanish, learning rates, initial values of readouts.
 
-    Initial values by n^(1/2) a round, for the same reason; rates of parameters that move most later on.
+    Initial values by n^(1/2) a round, for the same reason; rates of parameters that move most later on. Those of
+    ``unsure`` also where it is only known that they could be larger: by as much as is known.
     """
     steps = range(1, setup.steps + 1)
     vanishing: dict[str, float] = {}
@@ -214,8 +225,14 @@ def _small(setup: Capture, sizes: Sizes, late: Sequence[str], random: Sequence[s
                 vanishing[n] = min(vanishing.get(n, 0.0), float(made.exponent))
     if vanishing:
         return {n: Shift(init=max(Fraction(e), -HALF)) for n, e in vanishing.items()}
-    rates = {n: largest_exponent(tuple(sizes["effect", n, t] for t in steps)) for n in late}
+    effects = {n: tuple(sizes["effect", n, t] for t in steps) for n in late}
+    rates = {n: largest_exponent(found) for n, found in effects.items()}
     moves = {n: Shift(rate=Fraction(e)) for n, e in rates.items() if e is not None and -math.inf < e < 0}
+    if moves:
+        return moves
+    bounded = [n for n in unsure if n in effects and rates[n] is None and all(s.bound < 0 for s in effects[n])]
+    known = {n: max((s.exponent for s in effects[n] if s.exponent is not None), default=-math.inf) for n in bounded}
+    moves = {n: Shift(rate=Fraction(e)) for n, e in known.items() if e > -math.inf}
     if moves:
         return moves
     passes = {n: [sizes["start", n, 0], *(sizes["propagated", n, t] for t in steps)] for n in random}

@@ -1,0 +1,131 @@
+"""Rules of models whose values are small before training: bottlenecks, scales of logits, slopes, dot products."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tpcompile as tp
+
+HALF = Fraction(1, 2)
+X, Y = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+
+
+def sgd(build):
+    """A factory with plain SGD of one rate."""
+
+    def make(n: int):
+        model = build(n)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    return make
+
+
+def following(make, rules: tp.Rules, base: int = 64):
+    """The same setup by the rules, as a user applies them."""
+
+    def made(n: int):
+        model, _ = make(n)
+        rules.apply_init_(model, base_width=base)
+        return model, torch.optim.SGD(rules.param_groups(model, lr=0.1, base_width=base), lr=0.1)
+
+    return made
+
+
+def found(rules: tp.Rules) -> dict[str, tuple[Fraction | None, Fraction | None]]:
+    return {name: (rule.init_exponent, rule.lr_exponent) for name, rule in rules.items()}
+
+
+class Bottleneck(nn.Module):
+    """An autoencoder: its code is small before training, and so is what reaches the decoder."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2))
+        self.decoder = nn.Sequential(nn.Linear(2, n), nn.ReLU(), nn.Linear(n, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def test_a_bottleneck_has_the_rates_of_its_later_steps():
+    """Rates that suit the first steps raise each other: these are those of Tensor Programs V, table 3, at both ends."""
+    make = sgd(Bottleneck)
+    rules = tp.mup(make, X, X, loss=F.mse_loss, steps=2)
+    wide, read, fixed = (0, 1), (-1, -1), (0, 0)
+    expected = {f"{half}.0.{kind}": wide for half in ("encoder", "decoder") for kind in ("weight", "bias")}
+    expected |= {f"{half}.2.weight": read for half in ("encoder", "decoder")}
+    expected |= {f"{half}.2.bias": fixed for half in ("encoder", "decoder")}
+    assert found(rules) == expected
+    assert tp.verify(following(make, rules), X, X, loss=F.mse_loss, steps=2).verdict == "maximal update"
+
+
+class Pairs(nn.Module):
+    """Logits are the scaled inner products of normalised features, as in contrastive learning."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, n))
+        self.right = nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, n))
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.normalize(self.left(x), dim=-1), F.normalize(self.right(x), dim=-1)
+        return (self.scale.exp() * a) @ b.t()
+
+
+def test_a_scale_of_logits_that_grow_in_training_has_a_rate_of_order_one():
+    """Its first gradient is small, as the logits are; a rate that makes up for that blows up a step later."""
+    make = sgd(Pairs)
+    rules = tp.mup(make, X, Y, loss=F.cross_entropy, steps=2)
+    assert found(rules)["scale"] == (0, 0)
+    assert found(rules)["left.0.weight"] == (0, 1)
+    assert found(rules)["left.2.weight"] == (-HALF, 0)
+    assert rules.report.verdict == "maximal update"
+    assert tp.verify(following(make, rules), X, Y, loss=F.cross_entropy, steps=2).verdict == "maximal update"
+
+
+def test_slopes_of_kinks_get_the_rate_of_vectors():
+    """Where only bounds of later effects are known, a rate is raised by what is known, and measured again."""
+
+    def build(n: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, n), nn.PReLU(), nn.Linear(n, n), nn.PReLU(n), nn.Linear(n, 3))
+
+    make = sgd(build)
+    rules = tp.mup(make, X, Y, loss=F.cross_entropy, steps=2)
+    assert found(rules)["3.weight"] == (0, 1)
+    assert found(rules)["1.weight"] == (0, 0)
+    assert rules.report.verdict == "maximal update"
+
+
+class Alike(nn.Module):
+    """Inner products of values that are correlated from the start, without any scale."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.read = nn.Embedding(5, n), nn.Linear(n, n), nn.Linear(n, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = torch.tanh(self.hidden(self.embed(tokens)))
+        return self.read(torch.softmax(h @ h.transpose(-1, -2), -1) @ h).mean(-2)
+
+
+def test_a_dot_product_of_correlated_values_lacks_a_factor_and_the_model_with_it_does_not():
+    tokens = torch.tensor([[0, 1, 2], [3, 4, 0], [2, 2, 1]])
+
+    class Scaled(Alike):
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = torch.tanh(self.hidden(self.embed(tokens)))
+            return self.read(torch.softmax(h @ h.transpose(-1, -2) / h.shape[-1], -1) @ h).mean(-2)
+
+    with pytest.warns(UserWarning, match=r"in the model's own forward .*: a factor n\^-1 is missing"):
+        rules = tp.mup(sgd(Alike), tokens, Y, loss=F.cross_entropy, steps=2)
+    assert [f.exponent for f in rules.factors] == [-1]
+    written = tp.mup(sgd(Scaled), tokens, Y, loss=F.cross_entropy, steps=2)
+    assert not written.factors
+    assert found(rules) == found(written)
+    assert rules.report.verdict == written.report.verdict == "maximal update"
