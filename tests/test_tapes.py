@@ -53,6 +53,17 @@ def test_the_same_kernels(monkeypatch, name):
     assert made == [name != "sin"] * 2
 
 
+def test_calls_are_joined():
+    """What NumPy does not compute takes one call between two of its own."""
+    kernel = tp.kernel(make(SPECS["relu"], (5,)), torch.zeros(5))
+    kernel(torch.randn(300, 5))
+    (tape,) = (t for t in kernel._plan(True).tapes.values() if t is not None)
+    (workspace,) = (w for found in tape.idle.values() for w in found[:1])
+    numpy = sum(x.by_numpy and x.name != "snap" for x in tape.order if tape.stage[x] is None)
+    for block in workspace.blocks.values():
+        assert numpy < len(block.calls) <= 2 * numpy + 1
+
+
 def test_another_decision_is_another_evaluation(monkeypatch):
     """Error functions of large variances are computed in another way: blocks that mix are not replayed."""
     torch.manual_seed(0)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tpcompile.evaluate.tapes.steps import FIXED, INPUT, NUMPY, OUT, SIZED, VIEWS, Step, root
+from tpcompile.evaluate.tapes.script import Script, unoptimized
+from tpcompile.evaluate.tapes.steps import FIXED, INPUT, NUMPY, OUT, SIZED, SNAP, VIEWS, Step, root
 
 if TYPE_CHECKING:
     from tpcompile.evaluate.tapes.replay import Tape
@@ -54,7 +55,10 @@ class Bound:
         if x.name == INPUT:
             return
         args = [self._tensor(a) if isinstance(a, Step) else a for a in x.args]
-        if x.name in NUMPY and x.dtype in (torch.float32, torch.float64) and args[0].dtype == x.dtype:
+        self._call(x, args, out)
+
+    def _call(self, x: Step, args: list[Any], out: Tensor) -> None:
+        if x.by_numpy:
             self.calls.append(NUMPY[x.name](*args, out=out))
         elif x.name == "amax":
             self.calls.append(partial(torch.amax, args[0], tuple(range(args[0].dim())), out=out))
@@ -93,7 +97,9 @@ class Block(Bound):
     """What depends on rows and columns."""
 
     def __init__(self, tape: Tape, slots: list[Tensor], lengths: tuple[int, int]) -> None:
+        self.script, self.first = Script(), 0  # of the calls from the first on
         super().__init__(tape, lengths)
+        self.script = Script()
         self.loaded: list[tuple[Side, int] | None] = [None, None]
         self.packed = []
         for side in (0, 1):
@@ -107,7 +113,24 @@ class Block(Bound):
                 if tape.stage[x] == side and x.name in VIEWS and root(x) in self.tensors:
                     self._add(x)
         self._all(None, {x: slots[i] for x, i in tape.slots.items()})
+        self._join()
         self.results = [self._tensor(x) for x in tape.results]
+
+    def _call(self, x: Step, args: list[Any], out: Tensor) -> None:
+        if x.by_numpy and x.name != SNAP:
+            self._join()
+            super()._call(x, args, out)
+            self.first = len(self.calls)
+        else:
+            super()._call(x, args, out)
+            self.script.add(x.name, args, dict(x.options), out)
+
+    def _join(self) -> None:
+        """Make the calls that are written in the script one."""
+        call = self.script.call() if len(self.calls) > self.first + 1 else None
+        if call is not None:
+            self.calls[self.first :] = [call]
+        self.script, self.first = Script(), len(self.calls)
 
     def load(self, side: int, source: Side, start: int) -> None:
         """Take in what depends on the rows or columns from ``start`` on."""
@@ -121,7 +144,8 @@ class Block(Bound):
 
     def run(self) -> list[Tensor]:
         """The results for what is loaded: memory that the next run overwrites."""
-        self._run()
+        with unoptimized():
+            self._run()
         return self.results
 
 

@@ -39,6 +39,12 @@ class Step:
         return float(self.value) if self.value is not None and self.value.numel() == 1 else None
 
     @property
+    def by_numpy(self) -> bool:
+        """True for what NumPy computes faster."""
+        floating = self.dtype in (torch.float32, torch.float64)
+        return self.name in NUMPY and floating and all(x.dtype == self.dtype for x in self.operands)
+
+    @property
     def operands(self) -> Iterator[Step]:
         return (x for x in self.args if isinstance(x, Step))
 

@@ -1,0 +1,80 @@
+"""Runs of torch calls as one call: TorchScript computes them without the interpreter lock.
+
+Calls on blocks that fit a core's cache last microseconds. Between any two of them Python gives the lock to the other
+threads, and waking one takes longer than the call: two threads would be slower than one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcompile.evaluate.tapes.steps import SNAP
+
+_TENSORS = ("add", "sub", "mul", "div")  # numbers in these have to be tensors where the result is written to memory
+_Function = Callable[..., Any]
+
+
+class Script:
+    """Calls to be run one after the other."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.tensors: dict[int, Tensor] = {}
+
+    def add(self, name: str, args: Sequence[Any], options: dict[str, Any], out: Tensor) -> None:
+        """``torch.name(*args, **options, out=out)``."""
+        target = self._word(out)
+        if name in ("clone", "copy"):
+            self.lines.append(f"{target}.copy_({self._word(args[0])})")
+            return
+        if name == SNAP:
+            x, near = self._word(args[0]), args[1]
+            moved = f"torch.where(torch.abs({x}) < {near!r}, {x}, torch.sign({x}), out={target})"
+            self.lines.append(f"if float(torch.amax({x})) >= {near!r} or float(torch.amin({x})) <= {-near!r}:")
+            self.lines.append(f"    {moved}")
+            if args[0] is not out:
+                self.lines += ["else:", f"    {target}.copy_({x})"]
+            return
+        if name in _TENSORS:
+            args = [x if isinstance(x, Tensor) else torch.tensor(x, dtype=out.dtype) for x in args]
+        if name == "amax":
+            args = [args[0], list(range(args[0].dim()))]
+        words = [self._word(x) for x in args] + [f"{key}={self._word(x)}" for key, x in options.items()]
+        self.lines.append(f"torch.{name}({', '.join(words)}, out={target})")
+
+    def _word(self, x: Any) -> str:
+        if isinstance(x, Tensor):
+            names = list(self.tensors)
+            if id(x) not in self.tensors:
+                self.tensors[id(x)] = x
+                return f"x{len(names)}"
+            return f"x{names.index(id(x))}"
+        if isinstance(x, float) and not math.isfinite(x):
+            return f"float('{x}')"
+        return repr(list(x) if isinstance(x, tuple) else x)
+
+    def call(self) -> Callable[[], Any] | None:
+        """All of them as one call; None where they are none in TorchScript."""
+        function = _compiled(tuple(self.lines), len(self.tensors))
+        return None if function is None else partial(function, *self.tensors.values())
+
+
+@lru_cache(maxsize=256)
+def _compiled(lines: Sequence[str], count: int) -> _Function | None:
+    head = ", ".join(f"x{i}: Tensor" for i in range(count))
+    text = "\n    ".join([f"def run({head}):", *lines, "return 0"])
+    try:
+        return torch.jit.CompilationUnit(text + "\n").run
+    except RuntimeError:
+        return None
+
+
+def unoptimized() -> Any:
+    """A context in which TorchScript runs what is written, without first watching and rewriting it."""
+    return torch.jit.optimized_execution(False)  # pyright: ignore[reportPrivateImportUsage]
