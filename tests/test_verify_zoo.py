@@ -19,6 +19,7 @@ from zoo_architectures import (
     VISION,
     GroupedQuery,
     Language,
+    Mixture,
     loss,
     maximal,
 )
@@ -61,9 +62,9 @@ def verified(name, steps=2, **options):
 # Exponents do not depend on the constant in the rate, but which power is the largest at these widths does: the part of
 # order one needs a larger rate to stand out of what is n^(-1/2).
 RATES = {"adapters of fixed rank": 0.2}
-# With SGD a router is moved by the differences of its experts' products with the gradient, and in the limit all experts
-# have the same: at every step n^(-1/2), as at the first. That is not seen of those that a random choice picks.
-EXCHANGEABLE = ("mixture of experts, top 2",)
+# What is of order one stays below what is n^(-1/2) at these widths: the pull on a router of experts that a choice
+# at random picks, for these tokens (test_picked_experts_pull_the_router has others).
+UNRESOLVED = {("mixture of experts, top 2", torch.optim.SGD): [("change", "blocks.0.router", 2)]}
 
 
 def steps_of(name):
@@ -91,14 +92,14 @@ def test_layers_that_each_hide_half_an_order(power, problem):
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
 @pytest.mark.parametrize("name", MODELS)
-def test_exponents_are_the_measured_slopes(name, optimizer, request):
+def test_exponents_are_the_measured_slopes(name, optimizer):
     """Of every value and change, decided or bounded, within 0.1 and three standard errors."""
-    if name in EXCHANGEABLE and optimizer is torch.optim.SGD:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="zeros by the exchange of experts are not seen"))
     steps = steps_of(name)
     report, (make, x, y) = verified(name, steps, kind=optimizer, lr=RATES.get(name, 0.02))
     check = tp.coordinate_check(make, x, y, loss=loss, steps=steps, widths=(64, 128, 256, 512), seeds=4)
     for quantity, value, step, exact, slope, _ in check.rows(report):
+        if (quantity, value, step) in UNRESOLVED.get((name, optimizer), []):
+            continue
         size = report.size(value, step) if quantity == "value" else report.change(value, step)
         margin = 0.1 + 3 * slope.stderr
         if size.exponent is None:
@@ -113,6 +114,53 @@ def test_a_router_is_first_moved_by_a_random_sum():
     report, _ = verified("mixture of experts, softmax", kind=torch.optim.SGD)
     assert report.change_exponent("blocks.0.router", 1) == Fraction(-1, 2)
     assert report.parameters["blocks.0.router.weight"].gradient_exponent == Fraction(-1, 2)
+
+
+class Picking(nn.Module):
+    """A mixture of experts of inputs that have much in common."""
+
+    X = torch.tensor([[1.0, 0.3], [1.0, -0.3], [1.0, 0.0]])
+    Y = torch.tensor([[4.0], [-4.0], [6.0]])
+
+    def __init__(self, n, top):
+        super().__init__()
+        self.embed = nn.Linear(2, n, bias=False)
+        self.mixture = Mixture(n, experts=4, top=top)
+        self.readout = nn.Linear(n, 1, bias=False)
+        nn.init.normal_(self.embed.weight)
+
+    def forward(self, x):
+        return self.readout(self.mixture(self.embed(x)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top", [0, 2])
+def test_picked_experts_pull_the_router(top):
+    """An expert that few inputs picked has learned less; of a softmax all have learned the same in the limit.
+
+    The root mean square over seeds: which experts are picked is a matter of chance at every width.
+    """
+    widths, make = (64, 256, 1024), maximal(lambda n: Picking(n, top), torch.optim.SGD, lr=0.2)
+
+    def pull(n, seed):
+        torch.manual_seed(seed)
+        model, optimizer = make(n)
+        assert isinstance(model, Picking)
+        squares = []
+        model.mixture.router.register_full_backward_hook(lambda *xs: squares.append(float(xs[2][0].square().mean())))
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.mse_loss(model(Picking.X), Picking.Y).backward()
+            optimizer.step()
+        return torch.tensor(squares)
+
+    sizes = torch.stack([torch.stack([pull(n, seed) for seed in range(24)]).mean(0).sqrt() for n in widths])
+    logs = torch.tensor(widths).log()
+    slopes = ((logs - logs.mean()) @ sizes.log()) / (logs - logs.mean()).square().sum()
+    report = tp.verify(make, Picking.X, Picking.Y, F.mse_loss, steps=2, advice=False)
+    exact = [Fraction(-1, 2), Fraction(0) if top else Fraction(-1, 2)]
+    assert [size.exponent for size in report.parameters["mixture.router.weight"].gradient] == exact
+    assert slopes.tolist() == pytest.approx(list(map(float, exact)), abs=0.15)
 
 
 def test_a_shift_behind_a_normalisation_has_the_effect_of_its_updates():
