@@ -129,3 +129,53 @@ def test_a_dot_product_of_correlated_values_lacks_a_factor_and_the_model_with_it
     assert not written.factors
     assert found(rules) == found(written)
     assert rules.report.verdict == written.report.verdict == "maximal update"
+
+
+def perceptron(n: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 3))
+
+
+def derived(optimizer) -> tp.Rules:
+    return tp.mup(perceptron, X, Y, loss=F.cross_entropy, optimizer=optimizer, steps=2)
+
+
+def test_updates_of_two_additions_scale_as_one():
+    """NAdam adds the gradient's part and the momentum's part one after the other: rules are those of Adam."""
+    adam, nadam = derived(torch.optim.Adam), derived(torch.optim.NAdam)
+    assert found(nadam) == found(adam)
+    assert {r.epsilon_exponent for r in nadam.values()} == {-1, 0}
+    assert nadam.report.verdict == "maximal update"
+
+
+def test_adadelta_scales_with_its_epsilon():
+    """Its epsilon stands beside squared gradients and is what updates start from: they are of the gradients' size."""
+    rules = derived(torch.optim.Adadelta)
+    adam = derived(torch.optim.Adam)
+    for name, rule in rules.items():
+        gradient = rule.gradient_exponent
+        assert rule.epsilon_exponent == 2 * gradient
+        assert rule.init_exponent == adam[name].init_exponent
+        assert rule.lr_exponent == adam[name].lr_exponent - gradient
+    assert rules.report.verdict == "maximal update"
+
+
+class Images(nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, n, 3, padding=1), nn.Conv2d(n, n, 3, padding=1)
+        self.read = nn.Linear(n, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(F.relu(self.second(F.relu(self.first(x)))).mean((2, 3)))
+
+
+def test_adafactor_of_convolutions_is_followed():
+    """The outer products of its row and column means are over the positions of a kernel."""
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+
+    def optimizer(params):
+        return torch.optim.Adafactor(params, lr=1e-2)
+
+    report = tp.verify(Images, x, Y, loss=F.cross_entropy, optimizer=optimizer, steps=1)
+    assert report.changes["second", 1].exponent == HALF
+    assert report.advised == "maximal update"

@@ -55,6 +55,7 @@ _WRITTEN_OUT = frozenset(
 )
 _PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.bmm.default})
 _READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.data_ptr})
+_MATMULS = frozenset({torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__})
 # Tagged as reading values for the sake of boolean masks; integer indices decide no shape.
 _INDEXING = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor})
 # Operations in which a number of an optimizer (epsilon) stands beside a value: how large that is is noted.
@@ -358,7 +359,14 @@ class ReadGuard(TorchFunctionMode):
             )
         if func is torch.nn.functional.one_hot:
             return _one_hot(*args, **(kwargs or {}))
+        if func in _MATMULS and not kwargs and _outer(*args):
+            return args[0] * args[1]
         return func(*args, **(kwargs or {}))
+
+
+def _outer(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """True for products over an axis of length one: torch would join all axes before it to one, growing or not."""
+    return a.dim() > 2 and b.dim() > 2 and a.shape[-1] == b.shape[-2] == 1
 
 
 def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:

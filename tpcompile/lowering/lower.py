@@ -152,7 +152,7 @@ def _touches(capture: Capture, node: GraphNode, known: Mapping[str, frozenset[st
 
 def unknown(node: GraphNode) -> Any:
     """A value of which nothing is known but its axes."""
-    if node.shape is None:
+    if node.shape is None or any(s.power > 1 for s in node.shape):
         return Unknown(node)
     axes = tuple(axis_of(s) for s in node.shape)
     return MatrixValue(axes, (), (), UNKNOWN) if has_width(axes) == 2 else Value(axes, (), UNKNOWN)

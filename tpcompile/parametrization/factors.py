@@ -8,18 +8,19 @@ are applied in its traced program, to the products and to what they pass back.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tpcompile.parametrization.changes import Change, Run
 from tpcompile.parametrization.effects import products
-from tpcompile.parametrization.measure import Measurement
+from tpcompile.parametrization.measure import Measurement, Sizes
 from tpcompile.parametrization.report import Report
-from tpcompile.parametrization.solve import solve
+from tpcompile.parametrization.solve import settle, solve
 from tpcompile.parametrization.summary import make_report
 from tpcompile.parametrization.verdict import too_large
 
 _MOST_ROUNDS = 4
+_LEARNING = ("maximal update", "feature learning")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Solution:
     changes: Mapping[str, Change]
     factors: tuple[Factor, ...]
     measured: Measurement
+    sizes: Sizes
     report: Report
 
 
@@ -53,19 +55,28 @@ def solution(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]]
     """
     setup = own.capture
     exponents: dict[int, Fraction] = {}
+
+    def followed(changes: Mapping[str, Change]) -> tuple[Measurement, Sizes, Report]:
+        """The setup that has these changes."""
+        if not exponents and all(change == Change() for change in changes.values()):
+            measured = own
+        else:
+            measured = Measurement(run.changed(changes).capture(), earlier=own, factors=exponents, generic=True)
+        sizes = measured.settled()
+        return measured, sizes, make_report(measured.capture, sizes)
+
     for _ in range(_MOST_ROUNDS):
         changes = solve(run, Measurement(setup, earlier=own, factors=exponents, generic=True), given)
-        if exponents or any(change != Change() for change in changes.values()):
-            applied = run.changed(changes).capture()
-            measured = Measurement(applied, earlier=own, factors=exponents, generic=True)
-        else:
-            applied, measured = setup, own
-        sizes = measured.settled()
-        report = make_report(applied, sizes)
-        larger = {} if report.stable else too_large(applied, sizes)
+        measured, sizes, report = followed(changes)
+        larger = {} if report.stable else too_large(measured.capture, sizes)
         if not larger:
             break
         exponents = {i: exponents.get(i, Fraction(0)) - larger.get(i, Fraction(0)) for i in {*exponents, *larger}}
+    if report.verdict not in _LEARNING:  # epsilons in their place may be what updates scale with (Adadelta)
+        rates = settle(run.changed(changes), measured)
+        if any(rates.values()):
+            changes = {name: replace(change, rate=change.rate + rates.get(name, 0)) for name, change in changes.items()}
+            measured, sizes, report = followed(changes)
     made = products(setup, 0)
     factors = tuple(Factor(made[i].origin.place, made[i].origin.source, e) for i, e in sorted(exponents.items()) if e)
-    return Solution(changes, factors, measured, report)
+    return Solution(changes, factors, measured, sizes, report)

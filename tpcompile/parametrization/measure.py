@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from tpcompile.capture.graph import Capture, Scaled
+from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled
 from tpcompile.errors import TpcompileError
 from tpcompile.laws import Constant
 from tpcompile.lowering.context import Context
@@ -28,9 +28,10 @@ from tpcompile.parametrization.effects import (
     zero_like,
 )
 from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, scaled, size_of
-from tpcompile.parametrization.takeover import takeovers
+from tpcompile.parametrization.takeover import beside_epsilon, takeovers
 
 DEEPEST = 5 * HALF
+_ADDING = frozenset(f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "addcdiv.default", "addcmul.default"))
 _STRIDE, _FURTHEST = 3 * HALF, 23 * HALF
 
 Key = tuple[str, str, int]  # quantity, name, step
@@ -60,6 +61,7 @@ class Sizes:
     finite: frozenset[str] = frozenset()  # activations and parameters' outputs that do not grow with the width
     undecided: Mapping[str, TpcompileError] = field(default_factory=dict)
     takeovers: tuple[str, ...] = ()  # numbers of updates that outgrow what they are added to, in words
+    beside_epsilon: Mapping[str, Fraction] = field(default_factory=dict)  # what epsilons are added to, by parameter
     by_use: Mapping[UseKey, Size] = field(default_factory=dict)  # of parameters, for each operation that uses them
     behind: Mapping[str, Fraction] = field(default_factory=dict)  # powers of n that what reads an activation adds
     products: tuple[str, ...] = ()  # where the products of two activations stand
@@ -135,6 +137,7 @@ class Measurement:
             self._finite,
             lowered.undecided,
             takeovers(capture, lowered),
+            beside_epsilon(capture, lowered),
             dict(self._by_use),
             behind,
             places,
@@ -173,20 +176,20 @@ def _shifted(capture: Capture, shifts: Mapping[str, Shift], factors: Mapping[int
 
     A factor of the i-th product of two activations is one of its gradients.
 
-    What the last operation of an update adds to its first operand, the parameter (less a decoupled weight decay), is
-    the update: found by running it with that operand at zero.
+    What the operations of an update add to their first operand, the parameter (less a decoupled weight decay), is the
+    update: found by running them with that operand at zero.
     """
     if not shifts and not factors:
         return None
     graph = {node.name: node for node in capture.nodes}
     scaled_nodes = {parameter_node(capture, name, 0): shift.init for name, shift in shifts.items()}
     updates = {
-        capture.outputs[f"parameter/{name}/{t}"].name: shift.rate
+        added: shift.rate
         for name, shift in shifts.items()
         for t in range(1, capture.steps + 1)
         if shift.rate
+        for added in _additions(graph, parameter_node(capture, name, t), parameter_node(capture, name, t - 1))
     }
-
     for step in range(capture.steps + 1) if factors else ():
         for i, node in enumerate(products(capture, step)):
             if i in factors:
@@ -203,6 +206,19 @@ def _shifted(capture: Capture, shifts: Mapping[str, Shift], factors: Mapping[int
         return context.add(before, context.times(update, Scaled(1.0, updates[name])))
 
     return adjust
+
+
+def _additions(graph: Mapping[str, GraphNode], after: str, before: str) -> list[str]:
+    """The operations that add to a parameter on the way from its old value to its new one; else the last one."""
+    found, name = [], after
+    while name != before:
+        node = graph[name]
+        if str(node.target) in _ADDING:
+            found.append(name)
+        if not node.args or not isinstance(node.args[0], Ref):
+            return [after]
+        name = node.args[0].name
+    return found or [after]
 
 
 def _collect(capture: Capture, lowered: Lowered) -> tuple[dict[Key, Size], frozenset[str], dict[UseKey, Size]]:

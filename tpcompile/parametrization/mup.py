@@ -31,7 +31,8 @@ class Rule:
     ``init_exponent`` is of the standard deviation of its entries (None: it starts at exactly zero and stays so),
     ``lr_exponent`` of its learning rate (None: not trained), ``multiplier_exponent`` of a factor in front of it, where
     several operations use it the largest (``own.multipliers`` has one for each).
-    ``gradient_exponent`` is that of its gradient's entries: an epsilon beside the root of their squares scales alike.
+    ``gradient_exponent`` is that of its gradient's entries, ``epsilon_exponent`` that of what an epsilon is added to:
+    mostly the root of their squares, which scales alike.
     """
 
     name: str
@@ -39,12 +40,8 @@ class Rule:
     lr_exponent: Fraction | None
     multiplier_exponent: Fraction
     gradient_exponent: Fraction | None
+    epsilon_exponent: Fraction | None
     own: Change  # what was changed against the user's own setup
-
-    @property
-    def epsilon_exponent(self) -> Fraction | None:
-        """Of an epsilon that is added to the root of the squared gradients: that of the gradients."""
-        return self.gradient_exponent
 
     @property
     def decay_exponent(self) -> Fraction | None:
@@ -94,7 +91,7 @@ class Rules(Mapping[str, Rule]):
     ) -> list[dict[str, Any]]:
         """Groups for ``torch.optim``: ``lr`` is the learning rate at ``base_width``, scaled for this model's width.
 
-        ``eps`` is scaled as the gradients are, ``weight_decay`` so that its product with the learning rate stays.
+        ``eps`` is scaled as what it is added to, ``weight_decay`` so that its product with the learning rate stays.
         """
         ratio = self._ratio(model, base_width)
         groups: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -104,10 +101,10 @@ class Rules(Mapping[str, Rule]):
                 continue
             group: dict[str, Any] = {"lr": lr * ratio ** float(rule.lr_exponent)}
             if eps is not None:
-                group["eps"] = eps * ratio ** float(rule.gradient_exponent or 0)
+                group["eps"] = eps * ratio ** float(rule.epsilon_exponent or 0)
             if weight_decay is not None:
                 group["weight_decay"] = weight_decay * ratio ** float(-rule.lr_exponent)
-            key = (rule.lr_exponent, rule.gradient_exponent if eps is not None else None)
+            key = (rule.lr_exponent, rule.epsilon_exponent if eps is not None else None)
             groups.setdefault(key, {"params": [], **group})["params"].append(p)
         return list(groups.values())
 
@@ -135,6 +132,7 @@ class Rules(Mapping[str, Rule]):
                 "multiplier": str(r.multiplier_exponent),
                 "multipliers": [str(e) for e in r.own.multipliers],
                 "gradient": None if r.gradient_exponent is None else str(r.gradient_exponent),
+                "epsilon": None if r.epsilon_exponent is None else str(r.epsilon_exponent),
                 "weight_decay": None if r.decay_exponent is None else str(r.decay_exponent),
             }
             for name, r in self.rules.items()
@@ -216,12 +214,14 @@ def _rules(setup: Capture, found: Solution) -> Rules:
     for name, p in report.parameters.items():
         start = p.init_exponent
         gradient = p.gradient_exponent if p.gradient else None
+        gradient = gradient if isinstance(gradient, Fraction) else None
         rules[name] = Rule(
             name=name,
             init_exponent=start if isinstance(start, Fraction) else None,
             lr_exponent=p.lr_exponent,
             multiplier_exponent=max(changes.get(name, Change()).multipliers, key=abs, default=Fraction(0)),
-            gradient_exponent=gradient if isinstance(gradient, Fraction) else None,
+            gradient_exponent=gradient,
+            epsilon_exponent=found.sizes.beside_epsilon.get(name, gradient),
             own=changes.get(name, Change()),
         )
     shapes = {

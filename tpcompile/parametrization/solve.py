@@ -24,7 +24,7 @@ from tpcompile.parametrization.measure import (
     parameter_names,
     trained,
 )
-from tpcompile.parametrization.report import first_exponent, largest_exponent
+from tpcompile.parametrization.report import largest_exponent
 from tpcompile.parametrization.sizes import ZERO
 from tpcompile.parametrization.ties import excess, grown_parameters, grown_uses, shared
 
@@ -41,7 +41,7 @@ def solve(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | 
     Raises UndeterminedLimitError if no stable point is reached.
     """
     setup = own.capture
-    beside = {
+    away = {
         name: Change(
             epsilon=_AWAY if _matters(setup, name, "eps") else Fraction(0),
             decay=_AWAY if _matters(setup, name, "weight_decay") else Fraction(0),
@@ -55,7 +55,7 @@ def solve(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | 
     latest = own
     for _ in range(_MOST_TIES):
         around = {
-            name: replace(beside.get(name, Change()), multipliers=multipliers.get(name, ()))
+            name: replace(away.get(name, Change()), multipliers=multipliers.get(name, ()))
             for name in parameter_names(setup)
         }
         alone = setup if not any(c != Change() for c in around.values()) else run.changed(around).capture()
@@ -79,16 +79,23 @@ def solve(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | 
     changes = {}
     for name, shift in shifts.items():
         change = Change(init=shift.init, rate=shift.rate, multipliers=multipliers.get(name, ()))
-        if name in beside and beside[name].epsilon:
-            gradient = first_exponent(tuple(sizes["gradient", name, t] for t in range(setup.steps)))
-            if isinstance(gradient, Fraction):
-                change = replace(change, epsilon=gradient - setup.settings[name]["eps"].exponent)
-        if name in beside and beside[name].decay:
+        if name in away and away[name].epsilon:
+            beside = sizes.beside_epsilon.get(name)
+            if beside is not None:
+                change = replace(change, epsilon=beside - setup.settings[name]["eps"].exponent)
+        if name in away and away[name].decay:
             rate = setup.learning_rates[name].exponent + shift.rate
             kept = -rate - setup.settings[name]["weight_decay"].exponent
             change = replace(change, decay=_AWAY if decay_kind(setup, name) == "normalised" else kept)
         changes[name] = change
     return changes
+
+
+def settle(run: Run, measured: Measurement) -> dict[str, Fraction]:
+    """What is still to be added to the exponents of learning rates of a run, with all else in its place."""
+    setup = measured.capture
+    start = Measurement(setup, {name: Shift() for name in parameter_names(setup)}, measured)
+    return {name: shift.rate for name, shift in moved(start, shared(run, setup)).shifts.items()}
 
 
 def _shared_inits(own: Measurement, several: Mapping[str, int]) -> dict[str, Shift]:

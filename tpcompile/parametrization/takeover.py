@@ -43,6 +43,30 @@ def takeovers(capture: Capture, lowered: Lowered) -> tuple[str, ...]:
     return tuple(_note(number, exponent, where) for (number, exponent), where in found.items())
 
 
+def beside_epsilon(capture: Capture, lowered: Lowered) -> dict[str, Fraction]:
+    """The size of what every parameter's epsilon is added to, the first that is not exactly zero.
+
+    Adam adds it to the root of squared gradients, Adadelta to the squares.
+    """
+    found: dict[str, Fraction] = {}
+    for node in capture.nodes:
+        name = node.origin.module
+        epsilon = capture.settings.get(name, {}).get("eps")
+        if epsilon is None or name in found or node.kind != "call" or node.origin.phase != "update":
+            continue
+        value = lowered.nodes.get(node.args[0].name) if node.args and isinstance(node.args[0], Ref) else None
+        number = _number(capture, node)
+        if isinstance(value, Value | MatrixValue) and number is not None and _alike(number, epsilon):
+            exponent = size_of(value).exponent
+            if isinstance(exponent, Fraction):
+                found[name] = exponent
+    return found
+
+
+def _alike(a: Scaled, b: Scaled) -> bool:
+    return a.exponent == b.exponent and math.isclose(a.coefficient, b.coefficient, rel_tol=1e-5)
+
+
 def _number(capture: Capture, node: GraphNode) -> Scaled | None:
     """The number that is added to the first operand, or bounds it from below."""
     target = str(node.target)
