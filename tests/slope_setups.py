@@ -20,7 +20,8 @@ Optimizer = Callable[[Any, int], torch.optim.Optimizer]
 X = torch.tensor([[1.0, -0.5, 0.2, 0.4], [0.3, 0.8, -0.7, 0.1], [-0.6, 0.5, 0.9, -0.2]])
 OUTPUTS = 8  # several, so that sizes at initialisation scatter less
 Y = torch.randn(3, OUTPUTS, generator=torch.Generator().manual_seed(5))
-NARROW, MIDDLE, WIDE = (64, 128, 256, 512), (64, 128, 256, 512, 1024), (64, 128, 256, 512, 1024, 2048)
+WIDE = (64, 128, 256, 512, 1024, 2048)
+NARROW = WIDE[:4]  # a residual convolution network of width 2,048 takes 13 GB to train in double precision
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,12 @@ def derived(model: Callable[[int], nn.Module], kind: Optimizer, *data: Any) -> F
     return make
 
 
-def language(make: Factory, verdict: str = "maximal update", widths: tuple[int, ...] = MIDDLE, **more: Any) -> Setup:
-    return Setup(make, verdict, TOKENS, NEXT, loss, widths=widths, **more)
+def language(make: Factory, verdict: str = "maximal update", **more: Any) -> Setup:
+    return Setup(make, verdict, TOKENS, NEXT, loss, **more)
 
 
-def vision(make: Factory, verdict: str = "maximal update", widths: tuple[int, ...] = NARROW, **more: Any) -> Setup:
-    return Setup(make, verdict, IMAGES, LABELS, loss, widths=widths, **more)
+def vision(make: Factory, verdict: str = "maximal update", **more: Any) -> Setup:
+    return Setup(make, verdict, IMAGES, LABELS, loss, **more)
 
 
 def two_adapters(n: int) -> nn.Module:
@@ -205,15 +206,13 @@ SOUND: dict[str, Callable[[], Setup]] = {
     "perceptron, Adam of rate n^(-3/2)": lambda: Setup(
         trained(lambda n: Perceptron(n, readout=-0.5), adam, 0.1, -1.5), "kernel regime"
     ),
-    "perceptron, Muon": lambda: Setup(trained(Perceptron, muon, 0.1, 0, 0, 0, -0.5), MAXIMAL, widths=NARROW),
+    "perceptron, Muon": lambda: Setup(trained(Perceptron, muon, 0.1, 0, 0, 0, -0.5), MAXIMAL),
     "perceptron, SGD, rules of tp.mup": lambda: Setup(derived(Perceptron, sgd, X, Y, F.mse_loss), MAXIMAL),
     "one head with 1/d, Adam": lambda: Setup(trained(lambda n: Heads(n, -1), adam, 0.1, 0, -1), MAXIMAL),
     "tied embedding, Adam, rules of tp.mup": lambda: language(
         derived(lambda n: Tied(n, -0.5), adam, TOKENS, NEXT, loss)
     ),
-    "narrow convolution, Adam": lambda: Setup(
-        trained(lambda n: Narrow(n, -1), adam, 0.1, 0, -1, 0, -1), MAXIMAL, widths=MIDDLE
-    ),
+    "narrow convolution, Adam": lambda: Setup(trained(lambda n: Narrow(n, -1), adam, 0.1, 0, -1, 0, -1), MAXIMAL),
     **{
         f"{name}, AdamW": lambda f=f, name=name: language(maximal(f), steps=3 if "adapters" in name else 2)
         for name, f in LANGUAGE.items()
@@ -223,8 +222,11 @@ SOUND: dict[str, Callable[[], Setup]] = {
         f"{name}, SGD": lambda name=name: language(maximal(LANGUAGE[name], torch.optim.SGD))
         for name in ("grouped-query attention", "GRU", "LSTM")
     },
-    **{f"{name}, AdamW": lambda f=f: vision(maximal(f)) for name, f in VISION.items()},
-    "ResNet, BatchNorm, SGD": lambda: vision(maximal(VISION["ResNet, BatchNorm"], torch.optim.SGD)),
+    **{
+        f"{name}, AdamW": lambda f=f, name=name: vision(maximal(f), widths=NARROW if "ResNet" in name else WIDE)
+        for name, f in VISION.items()
+    },
+    "ResNet, BatchNorm, SGD": lambda: vision(maximal(VISION["ResNet, BatchNorm"], torch.optim.SGD), widths=NARROW),
 }
 BROKEN: dict[str, Callable[[], Setup]] = {
     "parametrization switched off, SGD": lambda: Setup(
@@ -248,9 +250,7 @@ BROKEN: dict[str, Callable[[], Setup]] = {
         problem="the 'hidden.1' at initialisation vanishes",
     ),
     "hidden rates unscaled, Adam": lambda: Setup(trained(Perceptron, adam, 0.1, 0, 0, 0, -1), "unstable"),
-    "Muon with Adam's 1/n": lambda: Setup(
-        trained(Perceptron, muon, 0.1, 0, -1, -1, -0.5), "feature learning", widths=NARROW
-    ),
+    "Muon with Adam's 1/n": lambda: Setup(trained(Perceptron, muon, 0.1, 0, -1, -1, -0.5), "feature learning"),
     "1/sqrt(d) attention": lambda: Setup(
         trained(lambda n: Heads(n, -0.5), adam, 0.1, 0, -1), "unstable", problem="a product of two activations"
     ),
@@ -261,7 +261,7 @@ BROKEN: dict[str, Callable[[], Setup]] = {
         maximal(LANGUAGE["mixture of experts, softmax"], readouts=False), "unstable"
     ),
     "narrow convolution from fan-in values": lambda: Setup(
-        trained(lambda n: Narrow(n, -0.5), adam, 0.1, 0, -1, 0, -1), "unstable", widths=MIDDLE
+        trained(lambda n: Narrow(n, -0.5), adam, 0.1, 0, -1, 0, -1), "unstable"
     ),
     "two adapters from fan-in values": lambda: language(maximal(two_adapters, readouts=False), "unstable", steps=3),
     "tied embedding without a multiplier": lambda: language(
@@ -277,7 +277,7 @@ BROKEN: dict[str, Callable[[], Setup]] = {
         trained(lambda n: Perceptron(n, bias=True, readout=0, multiplier=-1), adam, 0.1, 0, 0, -1, 0, -1, 0, 0),
         "feature learning",
     ),
-    "coupled weight decay left unscaled": lambda: Setup(decayed, "trivial", widths=MIDDLE),
+    "coupled weight decay left unscaled": lambda: Setup(decayed, "trivial"),
     "one tensor as two groups' rate": lambda: Setup(shared_rate, "feature learning"),
 }
 
@@ -298,7 +298,7 @@ def package_setups() -> tuple[dict[str, Callable[[], Setup]], dict[str, Callable
     labels = torch.tensor([0, 2, 1])
     sound = {
         "mup's perceptron, MuSGD": lambda: Setup(shaped(Perceptron, mu_sgd), MAXIMAL, X, labels, F.cross_entropy),
-        "mup's ResNet, MuSGD": lambda: vision(shaped(ResNet, mu_sgd)),
+        "mup's ResNet, MuSGD": lambda: vision(shaped(ResNet, mu_sgd), widths=NARROW),
         "mup's transformer, MuAdam": lambda: language(shaped(Transformer, mu_adam)),
         "mup's tied transformer, not rescaled": lambda: language(shaped(tied, mu_adam, rescale=False)),
     }

@@ -1,11 +1,12 @@
 """Exponents of ``tp.verify`` beside the slopes of really trained models, over sound and broken setups.
 
-    python tests/benchmarks/verify_slopes.py [--seeds 5] [--only GRU] [--widest 1024] [--save slopes.json]
+    python tests/benchmarks/verify_slopes.py [--seeds 5] [--only GRU] [--widest 1024] [--save slopes.jsonl]
 
 A slope is that of the median over the seeds of a value's root mean square, least squares in logarithms over the widths.
 Behind the first step at which something grows, powers compound and functions saturate, so that slopes at these widths
 say nothing: the steps up to it are compared. What is off by more than 0.1 counts as noise where it is within two
-standard errors (of the mean over the seeds), and as on its way where the last two widths alone are nearer.
+standard errors (of the mean over the seeds), and as on its way where the last two widths alone are nearer. With --save,
+results are appended as they come, and setups that are in the file already are not repeated.
 """
 
 from __future__ import annotations
@@ -128,15 +129,18 @@ def main() -> None:
     parser.add_argument("--only", default="", help="setups whose name has this in it")
     parser.add_argument("--save", type=Path, default=None)
     chosen = parser.parse_args()
-    results = []
+    results = _saved(chosen.save) if chosen.save is not None and chosen.save.exists() else {}
     sound, broken = ({}, {}) if importlib.util.find_spec("mup") is None else package_setups()
     for title, setups in (("Sound", SOUND | sound), ("Broken", BROKEN | broken)):
         print(f"\n{title}\n\n{HEAD}", flush=True)
         for name, setup in setups.items():
             if chosen.only not in name:
                 continue
-            result = compared(name, setup(), chosen.seeds, chosen.widest)
-            results.append(result)
+            known = name in results
+            results[name] = result = results[name] if known else compared(name, setup(), chosen.seeds, chosen.widest)
+            if chosen.save is not None and not known:
+                with chosen.save.open("a") as file:
+                    file.write(json.dumps(asdict(result)) + "\n")
             print(result.line(), flush=True)
             for row in result.rows:
                 if row.off > 0.1 or not math.isfinite(row.slope):
@@ -144,11 +148,15 @@ def main() -> None:
                         f"    {row.value}: {row.exact}, slope {row.slope:.2f} +- {row.stderr:.2f}, last {row.last:.2f}"
                     )
                     print(text, file=sys.stderr, flush=True)
-    rows = [row for result in results for row in result.rows]
+    rows = [row for result in results.values() for row in result.rows]
     inside = sum(row.off <= 0.1 for row in rows)
     print(f"\n{len(results)} setups, {len(rows)} exponents, {inside} within 0.1")
-    if chosen.save is not None:
-        chosen.save.write_text(json.dumps([asdict(result) for result in results], indent=1))
+
+
+def _saved(path: Path) -> dict[str, Result]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [Result(**{**row, "rows": [Row(**each) for each in row["rows"]]}) for row in rows]
+    return {result.name: result for result in found}
 
 
 if __name__ == "__main__":
