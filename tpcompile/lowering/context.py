@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tpcompile.analysis.semantics import constant_value
-from tpcompile.capture.graph import Binomial, GraphNode, Scaled, Size
+from tpcompile.capture.graph import Binomial, GraphNode, Ref, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dims, Finite, Init, Node, Op, Unslice, Width, reachable
 from tpcompile.lowering.algebra import Algebra
@@ -53,6 +53,7 @@ class Context:
     current: GraphNode
     derivatives: bool = False  # backward operations as derivatives at the input, whatever tensor torch has saved
     beyond: bool = False  # functions of values that grow by their behaviour at infinity
+    graph: Mapping[str, GraphNode] = field(default_factory=dict)  # its nodes by name
     maxima: dict[tuple[Any, Any], AnyValue] = field(default_factory=dict)  # where a maximum is taken (rules/maxima.py)
     applied: dict[tuple[str, str, AnyValue], tuple[AnyValue, dict[str, Any]]] = field(default_factory=dict)
 
@@ -84,6 +85,11 @@ class Context:
         axes = tuple(axis_of(s) for s in self.current.shape or ())
         known = ((),) * (len(axes) - len(like)) + like[max(0, len(like) - len(axes)) :]
         return tuple(b if is_width(a) and extent(a) == extent(b) else a for a, b in zip(axes, known, strict=True))
+
+    def dtype(self, argument: int) -> torch.dtype | None:
+        """The dtype of a tensor that the operation at hand is called with; None if it is not known."""
+        given = self.current.args[argument] if argument < len(self.current.args) else None
+        return self.graph[given.name].dtype if isinstance(given, Ref) and given.name in self.graph else None
 
     def node(self, op: Op, *operands: Node) -> Node:
         """A node of the program."""

@@ -85,7 +85,7 @@ def lower(
         algebra.exchange = None
     elif tolerant and algebra.exchange is None:
         algebra.exchange = Exchange(algebra.parity, algebra.support, algebra.builder.data)
-    context = Context(algebra, capture.nodes[0], derivatives=kernel, beyond=tolerant)
+    context = Context(algebra, capture.nodes[0], derivatives=kernel, beyond=tolerant, graph=capture.named)
     undecided: dict[str, TpcompileError] = {}
     values: dict[str, Any] = {}
     watched: dict[str, list[str]] = defaultdict(list)
@@ -229,6 +229,8 @@ def interpret(context: Context, capture: Capture, node: GraphNode, values: Mappi
         if isinstance(source, Pending):
             return context.finite(source.target, source.args, source.kwargs, index, node.shape)
         return source[index]
+    if node.shape is not None and any(s.coefficient == 0 for s in node.shape):  # no entries: nothing to compute
+        return context.algebra.zeros(tuple(axis_of(s) for s in node.shape))
     target = str(node.target)
     rule = rules().get(target)
     if rule is not None:

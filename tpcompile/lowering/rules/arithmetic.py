@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tpcompile.capture.graph import Scaled
-from tpcompile.lowering.context import Context, is_constant
+from tpcompile.capture.graph import Scaled, Size
+from tpcompile.lowering.context import Context, is_constant, length
 from tpcompile.lowering.pointwise import pointwise
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.rules.maxima import winners
@@ -106,11 +107,21 @@ def ge(ctx: Context, a: Any, b: Any) -> Any:
 def eq(ctx: Context, a: Any, b: Any) -> Any:
     """``eq(self, other)`` as zeros and ones: neither greater nor less"""
     if all(not isinstance(x, Value) or (not has_width(x.axes) and _is_data(x)) for x in (a, b)):
-        return ctx.finite(str(ctx.current.target), [a, b], {}, None, ctx.current.shape)
+        kind = "Tensor" if isinstance(b, Value) else "Scalar"
+        if ctx.dtype(0) == torch.float32:  # in which entries may be equal that are not in higher precision
+            a, b = (_rounded(ctx, x) for x in (a, b))
+        return ctx.finite(f"aten.eq.{kind}", [a, b], {}, None, ctx.current.shape)
     for result, x in ((a, b), (b, a)):
         if (won := winners(ctx, result, x)) is not None:
             return won
     return ctx.add(ctx.number(1), ctx.negate(ctx.add(gt(ctx, a, b), gt(ctx, b, a))))
+
+
+def _rounded(ctx: Context, x: Any) -> Any:
+    if not isinstance(x, Value):
+        return float(torch.tensor(x, dtype=torch.float32))
+    shape = tuple(Size(Fraction(length(axis)), 0) for axis in x.axes)
+    return ctx.finite("aten._to_copy.default", [x], {"dtype": torch.float32}, None, shape)
 
 
 def _is_data(x: Value) -> bool:
@@ -120,7 +131,7 @@ def _is_data(x: Value) -> bool:
 @rule("aten.ne.Scalar", "aten.ne.Tensor")
 def ne(ctx: Context, a: Any, b: Any) -> Any:
     """``ne(self, other)``"""
-    return logical_not(ctx, eq(ctx, a, b))
+    return ctx.add(ctx.number(1), ctx.negate(eq(ctx, a, b)))
 
 
 @rule("aten.clamp.default")
@@ -146,14 +157,23 @@ def clamp_max(ctx: Context, x: Any, high: Any) -> Any:
 
 @rule("aten.logical_and.default", "aten.bitwise_and.Tensor")
 def logical_and(ctx: Context, a: Any, b: Any) -> Any:
-    """``logical_and(self, other)`` of zeros and ones"""
-    return ctx.times(a, b)
+    """``logical_and(self, other)``, of zeros and ones"""
+    return ctx.times(_truth(ctx, a, 0), _truth(ctx, b, 1))
 
 
 @rule("aten.logical_not.default", "aten.bitwise_not.default")
 def logical_not(ctx: Context, a: Any) -> Any:
-    """``logical_not(self)`` of zeros and ones"""
-    return ctx.add(ctx.number(1), ctx.negate(a))
+    """``logical_not(self)``, of zeros and ones"""
+    return ctx.add(ctx.number(1), ctx.negate(_truth(ctx, a, 0)))
+
+
+def _truth(ctx: Context, x: Any, argument: int) -> Any:
+    """An argument of a logical operation as zeros and ones."""
+    if ctx.dtype(argument) in (None, torch.bool):
+        return x
+    if "bitwise" in str(ctx.current.target):
+        raise ctx.unsupported("an operation on the bits of integers")
+    return ne(ctx, x, 0.0)
 
 
 @rule("aten.maximum.default")

@@ -6,10 +6,15 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import torch
+
 from tpcompile.capture.graph import Scaled
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.registry import rule
-from tpcompile.lowering.value import MatrixValue, Value, extent, has_width, is_width
+from tpcompile.lowering.rules.arithmetic import ne
+from tpcompile.lowering.value import MatrixValue, Value, extent, flat, has_width, is_width
+
+_WIDEST = {False: torch.int64, True: torch.float64}  # by whether it is a floating point type
 
 
 @rule("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
@@ -98,10 +103,16 @@ def same(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 @rule("aten._to_copy.default")
 def cast(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """``_to_copy(self, dtype)``: the same value; integers and truth values of data become numbers"""
-    dtype = ctx.current.dtype
-    known = ctx.known(x) if dtype is not None and dtype.is_floating_point else None
-    return x if known is None or known.is_floating_point() else ctx.data(known.double())
+    """``_to_copy(self, dtype)``: whether it is not zero, without its fraction, or the same value"""
+    before, after = ctx.dtype(0), ctx.current.dtype
+    if before is None or after is None or before == after:
+        return x
+    if after == torch.bool:
+        return ne(ctx, x, 0.0)
+    if before.is_floating_point and not after.is_floating_point:
+        return ctx.finite("aten.trunc.default", [x], {}, None, ctx.current.shape)
+    known = ctx.known(x)
+    return x if known is None or known.is_floating_point() else ctx.data(known.to(_WIDEST[after.is_floating_point]))
 
 
 @rule("aten.slice.Tensor")
@@ -165,8 +176,15 @@ def _split(ctx: Context, x: Any, sizes: Any, dim: int) -> Any:
 @rule("aten.slice_backward.default")
 def slice_backward(ctx: Context, g: Any, sizes: Any, dim: int, start: Any, end: Any, step: int) -> Any:
     """``slice_backward(grad_output, input_sizes, dim, start, end, step)``"""
+    if _empty(g):
+        return ctx.filled(0)
     dim %= len(g.axes)
     return ctx.embed(g, dim, start, end, step, ctx.result_axes(g.axes)[dim])
+
+
+def _empty(x: Any) -> bool:
+    """True if there are no entries."""
+    return isinstance(x, Value) and 0 in flat(x.axes)
 
 
 @rule("aten.select_backward.default")
@@ -204,7 +222,7 @@ def select_scatter(ctx: Context, x: Any, source: Any, dim: int, index: int) -> A
 @rule("aten.cat.default")
 def cat(ctx: Context, tensors: Any, dim: int = 0) -> Any:
     """``cat(tensors, dim=0)``"""
-    return ctx.concat(tensors, dim)
+    return ctx.concat([x for x in tensors if not _empty(x)] or tensors, dim)
 
 
 @rule("aten.stack.default")
