@@ -16,6 +16,7 @@ from tpcompile.evaluate.gaussian.order import Order, children, one_sided, order
 from tpcompile.evaluate.gaussian.run import Run
 from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
 from tpcompile.evaluate.tapes import Tape
+from tpcompile.evaluate.tapes.steps import layout
 from tpcompile.evaluate.threads import single_threaded
 from tpcompile.kernels.plan import Pairs, Plan
 from tpcompile.kernels.replay import Replay, Sides, part, tape
@@ -23,9 +24,8 @@ from tpcompile.kernels.replay import Replay, Sides, part, tape
 BLOCK = 2**17  # entries of one array over a block: some of them fit a core's cache, and few blocks take few calls
 ROWS = 256  # of a block: the part of a symmetric matrix that is computed twice is small
 LONG_RUN = 16  # columns of a block
-TILE_BYTES, TILE_ROWS = 2**17, 64  # the same for blocks that are replayed: all of them in a core's own cache
-RECORDED = 2**16  # pairs from which on an evaluation is recorded
-ENTRIES = 64  # of an array for each pair, up to which it is: the calls for larger ones take little of the time
+TILE_BYTES, TILE_ROWS = 2**19, 64  # the same for blocks that are replayed: all of them in a core's own cache
+RECORDED = 2**16  # entries from which on an evaluation is recorded
 KEPT_BYTES = 2**25  # of what depends on one set of inputs only
 
 Tick = Callable[[int, int], None]
@@ -102,7 +102,7 @@ class Job:
         wanted = [p.cross for p in self.pairs if p.cross is not None]
         sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted, shape[1])
         plan = order(wanted, sides.keys())
-        taped = self._taped(x1, y, sides, plan) if len(x1) * len(y) >= RECORDED else None
+        taped = self._taped(x1, y, sides, plan) if len(x1) * len(y) * self._entries() >= RECORDED else None
         if taped is not None and not block:
             shape = self._sides(TILE_BYTES, TILE_ROWS)
         tasks = list(_blocks(len(x1), len(y), *shape, x2 is None))
@@ -146,9 +146,9 @@ class Job:
 
     def _taped(self, x1: Tensor, x2: Tensor, sides: Sides, plan: Order) -> Tape | None:
         """The evaluation of a block as a tape, where it is one."""
-        if self.plan.moments.sampled or self._entries() > ENTRIES:
+        if self.plan.moments.sampled:
             return None
-        kinds = tuple((a, tuple(v.shape[2:]), v.shape[c] == 1, v.dtype) for a, (v, c) in sides.items())
+        kinds = tuple((a, tuple(v.shape[2:]), v.shape[c] == 1, v.dtype, layout(v)) for a, (v, c) in sides.items())
         key = (tuple(p.cross for p in self.pairs), self.dtype, x1.dtype, x2.dtype, kinds)
         if self.variances or key not in self.plan.tapes:
             made = tape(

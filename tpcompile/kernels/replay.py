@@ -11,9 +11,10 @@ from torch import Tensor
 from tpcompile.evaluate.gaussian.moments import Moments
 from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
 from tpcompile.evaluate.tapes import Input, Refused, Side, Tape, Workspace, recorded
+from tpcompile.evaluate.tapes.steps import layout
 
 Sides = Mapping[Array, tuple[Tensor, int]]
-_LENGTHS = ((61, 67), (71, 73), (79, 83), (89, 97), (101, 103), (107, 109), (113, 127), (131, 137))
+_LENGTHS = ((11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (47, 53), (59, 61), (67, 71), (101, 103), (131, 137))
 _WHOLE = 2**25  # bytes of what depends on one side, up to which it is computed for all blocks at once
 
 
@@ -39,7 +40,7 @@ def tape(
     known = {}
     for array, (value, copy) in sides.items():
         at = (rows, columns)[copy] % value.shape[copy]
-        known[array] = (value if value.shape[copy] == 1 else value.index_select(copy, at)).contiguous()
+        known[array] = _cut(value, copy, at)
     inputs = [Input(first, 0), Input(second, 1)]
     inputs += [Input(value, sides[array][1]) for array, value in known.items()]
     try:
@@ -104,3 +105,10 @@ class Replay:
 def part(value: Tensor, copy: int, where: slice) -> Tensor:
     """What depends on one set of inputs, at some of them."""
     return value if value.shape[copy] == 1 else value[(slice(None),) * copy + (where,)]
+
+
+def _cut(value: Tensor, copy: int, at: Tensor) -> Tensor:
+    """The same at some inputs, its axes in the same order in memory."""
+    order = layout(value) or tuple(range(value.dim()))
+    found = value if value.shape[copy] == 1 else value.index_select(copy, at)
+    return found.permute(order).contiguous().permute([order.index(d) for d in range(value.dim())])

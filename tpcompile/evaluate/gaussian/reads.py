@@ -10,41 +10,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tpcompile.evaluate.gaussian.terms import Array, GatherArray, Label, ReshapeArray
+from tpcompile.evaluate.shifts import SHIFTS, Group, Stretch, shifted
+from tpcompile.evaluate.tapes.record import as_one
 
 MOST_OFFSETS = 128  # of which the entries are added one after the other
 MOST_RUNS = 8  # in which an index may fall before it is taken as it is
 
 Place = tuple[Tensor, tuple[Label, ...]]
 """Where an axis of the source is read (-1: zero), over labels."""
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """``count`` entries from ``start`` on in steps, added from ``to`` on."""
-
-    to: int
-    start: int
-    step: int
-    count: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """Axes that are read together: their new lengths, and for every value of what is summed their runs.
-
-    Without offsets all entries are summed.
-    """
-
-    axes: tuple[int, ...]
-    lengths: tuple[int, ...]
-    offsets: tuple[tuple[tuple[Stretch, ...], ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,72 +262,10 @@ def evaluate_read(array: ReadArray, source: Tensor) -> Tensor:
     value = source.expand(*source.shape[:2], *array.source.sizes)
     assert array.groups is not None
     for group in array.groups:
-        value = _apply(group, value)
+        axes = [2 + a for a in group.axes]
+        value = as_one(SHIFTS, shifted, group, value) if group.offsets else value.sum(axes, keepdim=True)
     rank = len(array.sizes)
     labels = [k for _, where in array.places for k in where if k < rank]
     value = value.reshape(*value.shape[:2], *(array.lengths[k] for k in labels))
     order = sorted(range(len(labels)), key=labels.__getitem__)
     return value.permute(0, 1, *(2 + d for d in order)).reshape(*value.shape[:2], *array.sizes)
-
-
-Box = tuple[tuple[int, int], ...]  # start and count on every axis of a group
-
-
-def _apply(group: Group, value: Tensor) -> Tensor:
-    if not group.offsets:
-        return value.sum([2 + a for a in group.axes], keepdim=True)
-    pieces = [runs for offset in group.offsets for runs in itertools.product(*offset)]
-    targets: list[Box] = [tuple((run.to, run.count) for run in runs) for runs in pieces]
-    whole: Box = tuple((0, n) for n in group.lengths)
-    sources = [_source(group, value, runs) for runs in pieces]
-    if whole not in targets:
-        out = _shaped(group, value).zero_()
-    else:
-        base = sources.pop(at := targets.index(whole))
-        targets.pop(at)
-        if not sources:
-            return base
-        out = _shaped(group, value)
-        if value.requires_grad:
-            out = out.copy_(base)
-        else:  # the first two in one pass
-            first = targets.pop(0)
-            torch.add(_cut(group, base, first), sources.pop(0), out=_cut(group, out, first))
-            for box in _around(first, whole):
-                _cut(group, out, box).copy_(_cut(group, base, box))
-    for target, source in zip(targets, sources, strict=True):
-        _cut(group, out, target).add_(source)
-    return out
-
-
-def _source(group: Group, value: Tensor, runs: Sequence[Stretch]) -> Tensor:
-    for a, run in zip(group.axes, runs, strict=True):
-        value = value.narrow(2 + a, run.start, run.step * (run.count - 1) + 1)
-        if run.step > 1:
-            value = value[(slice(None),) * (2 + a) + (slice(None, None, run.step),)]
-    return value
-
-
-def _cut(group: Group, value: Tensor, box: Box) -> Tensor:
-    for a, (start, count) in zip(group.axes, box, strict=True):
-        value = value.narrow(2 + a, start, count)
-    return value
-
-
-def _around(box: Box, whole: Box) -> Iterator[Box]:
-    """What is left of the whole without a box, in boxes."""
-    for d, ((start, count), (_, size)) in enumerate(zip(box, whole, strict=True)):
-        for low, high in ((0, start), (start + count, size)):
-            if low < high:
-                yield (*box[:d], (low, high - low), *whole[d + 1 :])
-
-
-def _shaped(group: Group, value: Tensor) -> Tensor:
-    """Memory for the result, its axes in the order of the value's."""
-    shape = list(value.shape)
-    for a, n in zip(group.axes, group.lengths, strict=True):
-        shape[2 + a] = n
-    order = sorted(range(value.dim()), key=value.stride, reverse=True)
-    if 0 in value.stride():
-        order = list(range(value.dim()))
-    return value.new_empty([shape[d] for d in order]).permute([order.index(d) for d in range(value.dim())])

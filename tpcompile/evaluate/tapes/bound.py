@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tpcompile.evaluate import shifts
+from tpcompile.evaluate.shifts import SHIFTS
 from tpcompile.evaluate.tapes.script import Script, unoptimized
 from tpcompile.evaluate.tapes.steps import FIXED, INPUT, NUMPY, OUT, SIZED, SNAP, VIEWS, Step, root
 
@@ -50,7 +52,7 @@ class Bound:
             rest = [self.tape.size(a, self.lengths) if x.name in SIZED else a for a in x.args[1:]]
             self.tensors[x] = VIEWS[x.name](self._tensor(x.args[0]), *rest)
             return
-        out = torch.empty(shape, dtype=x.dtype) if memory is None else self._over(x, memory, shape)
+        out = x.empty(shape) if memory is None else self._over(x, memory, shape)
         self.tensors[x] = out
         if x.name == INPUT:
             return
@@ -60,6 +62,9 @@ class Bound:
     def _call(self, x: Step, args: list[Any], out: Tensor) -> None:
         if x.by_numpy:
             self.calls.append(NUMPY[x.name](*args, out=out))
+        elif x.name == SHIFTS:
+            for name, operands, target in shifts.calls(args[1], args[0], out):
+                self.calls.append(partial(OUT[name], *operands, out=target))
         elif x.name == "amax":
             self.calls.append(partial(torch.amax, args[0], tuple(range(args[0].dim())), out=out))
         else:
@@ -71,7 +76,7 @@ class Bound:
             found = self.tensors.get(y)
             if found is not None and found.data_ptr() == memory.data_ptr() and found.shape == shape:
                 return found
-        return memory[: math.prod(shape)].view(shape)
+        return x.laid_out(memory, shape)
 
 
 class Side(Bound):
@@ -108,7 +113,7 @@ class Block(Bound):
             for x, memory in zip(vectors, self.packed[side], strict=True):
                 self.tensors[x] = memory.view(tape.size(x.shape, lengths))
             for x, _ in others:
-                self.tensors[x] = torch.empty(tape.size(x.shape, lengths), dtype=x.dtype)
+                self.tensors[x] = x.empty(tape.size(x.shape, lengths))
             for x in tape.order:
                 if tape.stage[x] == side and x.name in VIEWS and root(x) in self.tensors:
                     self._add(x)
@@ -121,6 +126,10 @@ class Block(Bound):
             self._join()
             super()._call(x, args, out)
             self.first = len(self.calls)
+        elif x.name == SHIFTS:
+            super()._call(x, args, out)
+            for name, operands, target in shifts.calls(args[1], args[0], out):
+                self.script.add(name, operands, {}, target)
         else:
             super()._call(x, args, out)
             self.script.add(x.name, args, dict(x.options), out)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 
-from tpcompile.evaluate.tapes.steps import CONSTANT, INPUT, OUT, SIZED, VIEWS, Step
+from tpcompile.evaluate.duals.elementary import recording
+from tpcompile.evaluate.tapes.steps import CONSTANT, INPUT, OUT, SIZED, VIEWS, Step, layout
 
 _FILLED = {"zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "zeros": 0.0, "ones": 1.0}
 _NAMES = {"_to_copy": "copy", "max": "amax", "logical_and": "bitwise_and"}
@@ -52,6 +53,20 @@ def recorded(
     return Recording(steps, results, tuple(recorder.decisions.items()), tuple(recorder.known.values()), tuple(found))
 
 
+def as_one(name: str, function: Callable[[Any, Tensor], Tensor], given: Hashable, x: Tensor) -> Tensor:
+    """``function(given, x)``, which a recording takes for one instruction."""
+    if not recording():
+        return function(given, x)
+    recorder = _get_current_dispatch_mode()
+    if not isinstance(recorder, _Recorder):
+        return function(given, x)
+    step = recorder.step(x)
+    with _disable_current_modes():
+        found = function(given, x)
+    recorder.add(found, name, step, given)
+    return found
+
+
 class _Recorder(TorchDispatchMode):
     """Instructions without changes in place: a tensor that is written to stands for another step afterwards."""
 
@@ -69,9 +84,14 @@ class _Recorder(TorchDispatchMode):
         self.decisions: dict[Step, bool] = {}
 
     def add_input(self, given: Input) -> Step:
-        step = Step(INPUT, (), (), tuple(given.value.shape), given.value.dtype, frozenset([given.copy]))
+        shape, own = tuple(given.value.shape), layout(given.value)
+        step = Step(INPUT, (), (), shape, given.value.dtype, frozenset([given.copy]), layout=own)
         self._bind(given.value, step)
         return step
+
+    def add(self, found: Tensor, name: str, *args: Any) -> None:
+        """An instruction that has been computed elsewhere."""
+        self._bind(found, self._once(name, args, (), tuple(found.shape), found.dtype, order=layout(found)))
 
     def step(self, x: Tensor) -> Step:
         """The step that a tensor stands for."""
@@ -116,6 +136,9 @@ class _Recorder(TorchDispatchMode):
         except Refused as error:
             raise Refused(f"{func}: {error}") from None
         found = func(*args, **(kwargs or {}))
+        if name in VIEWS and found.shape == args[0].shape and found.stride() == args[0].stride():
+            self._bind(found, given[0])
+            return found
         step = self._found(name, func, given, options, found)
         if into is None:
             self._bind(found, step)
@@ -146,7 +169,11 @@ class _Recorder(TorchDispatchMode):
             args = [args[1]]
         if name == "copy" or name == "clone":
             options = {}
-        if (name == "amax" and len(args) > 1) or (name not in OUT and name not in VIEWS and name != "rsub"):
+        if (
+            (name == "amax" and len(args) > 1)
+            or (name == "sum" and (len(args) < 2 or options))
+            or (name not in OUT and name not in VIEWS and name != "rsub")
+        ):
             raise Refused(str(func))
         if name == "rsub":
             other = args[1]
@@ -156,19 +183,27 @@ class _Recorder(TorchDispatchMode):
                 )
             name, args = "sub", [other, args[0]]
         kept = tuple(tuple(x) if isinstance(x, list) else x for x in args)
-        return self._once(name, kept, tuple(sorted(options.items())), shape, found.dtype)
+        order = () if name in VIEWS else layout(found)
+        return self._once(name, kept, tuple(sorted(options.items())), shape, found.dtype, order=order)
 
     def _once(
-        self, name: str, args: tuple[Any, ...], options: Any, shape: Any, dtype: torch.dtype, value: Any = None
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        options: Any,
+        shape: Any,
+        dtype: torch.dtype,
+        value: Any = None,
+        order: tuple[int, ...] = (),
     ) -> Step:
         """The same step for the same operation."""
-        key = (name, args, options, shape, dtype)
+        key = (name, args, options, shape, dtype, order)
         if key not in self.known:
             sides = frozenset[int]().union(*(x.sides for x in args if isinstance(x, Step)))
             given = args[0].value if args and isinstance(args[0], Step) else None
             if given is not None and name in SIZED and given.numel() == 1 and math.prod(shape) == 1:
                 value = given.reshape(shape)
-            self.known[key] = Step(name, args, options, shape, dtype, sides, value)
+            self.known[key] = Step(name, args, options, shape, dtype, sides, value, order)
         return self.known[key]
 
     def _decided(self, func: Any, x: Tensor) -> Any:

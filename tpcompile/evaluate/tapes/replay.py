@@ -11,7 +11,7 @@ from torch import Tensor
 from tpcompile.evaluate.tapes.bound import Side, Workspace
 from tpcompile.evaluate.tapes.record import Recording, Refused
 from tpcompile.evaluate.tapes.simplify import live, simplified
-from tpcompile.evaluate.tapes.steps import FIXED, INPUT, POINTWISE, VIEWS, Step, root
+from tpcompile.evaluate.tapes.steps import CUT, FIXED, INPUT, POINTWISE, VIEWS, Step, root
 
 _SMALL = 8  # times less than a block is what is computed once for all blocks of the same rows or columns
 _KEPT = 2**24  # bytes of one thread that are kept from one evaluation to the next
@@ -36,6 +36,8 @@ class Tape:
         self.stage: dict[Step, int | None] = {}  # FIXED; 0: rows; 1: columns; None: block
         for step in live([new[x] for x in (*found, *decided)]):
             self.stage[step] = self._stage(step, block)
+        if any(x.name in CUT and self._varies(x.args[0].shape[x.args[1]]) for x in self.stage):
+            raise Refused("a part of the rows or columns")
         if any(self.stage[x] is None for x, _ in self.decisions):
             raise Refused("a decision that depends on rows and columns")
         results: list[Step] = [new[x] for x in found]
@@ -51,6 +53,9 @@ class Tape:
         self.slots, self.capacity = self._laid_out()
         self.read = [self._read(side) for side in (0, 1)]
         self.idle: dict[tuple[int, int], list[Workspace]] = {}
+
+    def _varies(self, size: int) -> bool:
+        return size > 0 and any(size % n == 0 for n in self.lengths)
 
     def _stage(self, x: Step, block: int) -> int | None:
         if not x.sides:
@@ -106,11 +111,7 @@ class Tape:
         for i, x in enumerate(body):
             if x.name in VIEWS or x.value is not None:
                 continue
-            over = [
-                root(y)
-                for y in x.operands
-                if x.name in POINTWISE and (y.shape, y.dtype, y.name in VIEWS) == (x.shape, x.dtype, False)
-            ]
+            over = [root(y) for y in x.operands if x.name in POINTWISE and _kind(y) == _kind(x)]
             once = Counter(root(y) for y in set(x.operands))
             over = [y for y in over if y in slots and last[y] == i and y not in kept and once[y] == 1]
             if over:
@@ -152,3 +153,8 @@ class Tape:
         workspace.forget()
         if sum(x.nbytes for x in workspace.slots) <= _KEPT:
             self.idle[workspace.most].append(workspace)
+
+
+def _kind(x: Step) -> tuple[object, ...]:
+    """What memory of one step needs to be that of another."""
+    return x.shape, x.dtype, x.layout, x.name in VIEWS

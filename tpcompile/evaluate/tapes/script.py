@@ -30,14 +30,19 @@ class Script:
     def add(self, name: str, args: Sequence[Any], options: dict[str, Any], out: Tensor) -> None:
         """``torch.name(*args, **options, out=out)``."""
         target = self._word(out)
+        if name == "zero":
+            self.lines.append(f"{target}.zero_()")
+            return
         if name in ("clone", "copy"):
             self.lines.append(f"{target}.copy_({self._word(args[0])})")
             return
         if name == SNAP:
             x, near = self._word(args[0]), args[1]
             moved = f"torch.where(torch.abs({x}) < {near!r}, {x}, torch.sign({x}), out={target})"
-            self.lines.append(f"if float(torch.amax({x})) >= {near!r} or float(torch.amin({x})) <= {-near!r}:")
-            self.lines.append(f"    {moved}")
+            inside = (
+                f"float(torch.amax({x})) < {near!r} and float(torch.amin({x})) > {-near!r}"  # not of one that is nan
+            )
+            self.lines += [f"if not ({inside}):", f"    {moved}"]
             if args[0] is not out:
                 self.lines += ["else:", f"    {target}.copy_({x})"]
             return

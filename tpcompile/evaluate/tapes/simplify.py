@@ -145,10 +145,12 @@ class _Rewriting:
         shape = like.shape
         if name in ("mul", "add", "addcmul"):
             shape = tuple(_broadcast([x.shape for x in operands]))
-        key = (name, args, kept, shape, like.dtype)
+        layout = like.layout if len(like.layout) == len(shape) else ()
+        key = (name, args, kept, shape, like.dtype, layout)
         if key not in self.known:
             sides = frozenset[int]().union(*(x.sides for x in operands))
-            self.known[key] = replace(like, name=name, args=args, options=kept, shape=shape, sides=sides, value=None)
+            own = {"shape": shape, "layout": layout, "sides": sides, "value": None}
+            self.known[key] = replace(like, name=name, args=args, options=kept, **own)
         return self.known[key]
 
 

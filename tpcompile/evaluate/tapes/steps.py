@@ -18,7 +18,8 @@ from tpcompile.evaluate.duals.elementary import WIDE
 class Step:
     """One instruction, with the shape that it had when it was recorded; an input (``input``) or a constant (``value``).
 
-    ``sides`` are the copies of the inputs on which its value depends.
+    ``sides`` are the copies of the inputs on which its value depends, ``layout`` its axes from the outermost in memory
+    on (empty where that is their order).
     """
 
     name: str
@@ -28,6 +29,18 @@ class Step:
     dtype: torch.dtype
     sides: frozenset[int]
     value: Tensor | None = None
+    layout: tuple[int, ...] = ()
+
+    def laid_out(self, memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Memory as a tensor of a shape, with the axes in the step's order."""
+        if not self.layout:
+            return memory[: math.prod(shape)].view(shape)
+        inner = memory[: math.prod(shape)].view([shape[d] for d in self.layout])
+        return inner.permute([self.layout.index(d) for d in range(len(shape))])
+
+    def empty(self, shape: tuple[int, ...]) -> Tensor:
+        """New memory of that kind."""
+        return self.laid_out(torch.empty(math.prod(shape), dtype=self.dtype), shape)
 
     @property
     def size(self) -> int:
@@ -64,7 +77,11 @@ VIEWS: dict[str, Callable[..., Tensor]] = {
     "squeeze": Tensor.squeeze,
     "alias": lambda x: x.view_as(x),
     "detach": Tensor.detach,
+    "select": torch.select,
+    "slice": torch.ops.aten.slice.Tensor,
+    "diagonal": torch.diagonal,
 }
+CUT = {"select", "slice"}  # along an axis that is the second argument
 SIZED = {"view", "_unsafe_view", "expand"}  # whose second argument is a shape
 
 
@@ -107,8 +124,15 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     )
 } | {"clone": _copied, "copy": _copied, SNAP: _snapped}  # fmt: skip
 
-OTHER: dict[str, Callable[..., Any]] = {"bmm": torch.bmm, "mm": torch.mm, "amax": torch.amax}
-OUT = POINTWISE | OTHER
+OTHER: dict[str, Callable[..., Any]] = {"bmm": torch.bmm, "mm": torch.mm, "amax": torch.amax, "sum": torch.sum}
+OUT = POINTWISE | OTHER | {"zero": lambda *, out: out.zero_()}
+
+
+def layout(x: Tensor) -> tuple[int, ...]:
+    """The axes of a tensor from the outermost in memory on; empty where that is their order."""
+    order = tuple(sorted(range(x.dim()), key=lambda d: (-x.stride(d), d)))
+    long = [d for d in order if x.shape[d] > 1]
+    return () if long == sorted(long) else order
 
 
 def root(x: Step) -> Step:
