@@ -34,6 +34,10 @@ class FactoryError(TpcompileError):
     """The factory fails at a probe width, ignores the width, or is not proportional to it."""
 
 
+class ProportionError(FactoryError):
+    """A size or a number is no power of the width at the probe widths."""
+
+
 class CaptureError(TpcompileError):
     """The model, the loss or the optimizer cannot be traced."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +23,7 @@ from tpcompile.capture.progressions import with_progressions
 from tpcompile.capture.tap import tap
 from tpcompile.capture.unroll import ProbeTrace, trace_run
 from tpcompile.capture.variation import more_derivatives
-from tpcompile.errors import CaptureError, FactoryError, InitialisationError, UsageError
+from tpcompile.errors import CaptureError, FactoryError, InitialisationError, ProportionError, TpcompileError, UsageError
 from tpcompile.laws import Constant, Law, Normal, ParameterLaw
 
 __all__ = ["Capture", "GraphNode", "Origin", "Ref", "Scaled", "Size", "capture", "tap"]
@@ -46,7 +48,8 @@ def capture(
     """Trace ``steps`` training steps of the factory's model at a few widths and compare them.
 
     ``inputs`` and ``targets`` are tensors (full batch) or lists of one minibatch a step. The result's
-    graph has every size and number as a power of the width, and every parameter its law.
+    graph has every size and number as a power of the width, and every parameter its law. Where the three default
+    widths are too small (a quarter of a head's rotary frequencies, say), four times as large ones are tried.
     ``tangent=True`` adds the per-sample Jacobians, ``variation=True`` the derivative along random directions of the
     parameters, ``growing=True`` allows an output that grows with the width, ``exponents=True`` adds parameters,
     gradients and finite activations to the outputs. Raises a
@@ -55,11 +58,20 @@ def capture(
     arguments = check_arguments(
         make, inputs, targets, loss, optimizer, steps, test_inputs, init, widths, tangent, variation, exponents
     )
+    try:
+        return _captured(arguments, growing, exponents)
+    except (ProportionError, InitialisationError):
+        if widths is not None:
+            raise
+        wider = replace(arguments, widths=tuple(4 * width for width in arguments.widths))
+        with suppress(TpcompileError):
+            return _captured(wider, growing, exponents)
+        raise
+
+
+def _captured(arguments: Arguments, growing: bool, exponents: bool) -> Capture:
     with preserved_state():
-        probes = [build(arguments, width) for width in arguments.widths]
-        check_shapes(probes)
-        traces = _traced(probes, arguments)
-        aligned = align(traces)
+        probes, traces, aligned = _aligned(arguments)
         recordings = {p.width: p.recording for p in probes}
         folded = fold_constants(aligned, recordings)
         kept, activations = _select_activations(folded.aligned, traces[0], growing or exponents, exponents)
@@ -94,6 +106,19 @@ def _traced(probes: Sequence[Probe], arguments: Arguments) -> list[ProbeTrace]:
         if not (arguments.variation and more_derivatives(error)):
             raise
     return [trace_run(p.module, p.updates, arguments, p.width) for p in probes]
+
+
+def _aligned(arguments: Arguments, again: bool = True) -> tuple[list[Probe], list[ProbeTrace], Aligned]:
+    probes = [build(arguments, width) for width in arguments.widths]
+    check_shapes(probes)
+    traces = _traced(probes, arguments)
+    try:
+        return probes, traces, align(traces)
+    except FactoryError:
+        if again:
+            with suppress(FactoryError):  # caches outside of the model that the first width has filled serve all now
+                return _aligned(arguments, again=False)
+        raise
 
 
 def _magnitudes(aligned: Aligned) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import fx
 from tpcompile.capture.graph import Binomial, GraphNode, Origin, Ref, Scaled, Size
 from tpcompile.capture.powers import binomial_of, power_of, size_of
 from tpcompile.capture.unroll import ProbeTrace
-from tpcompile.errors import FactoryError
+from tpcompile.errors import FactoryError, ProportionError
 
 _aten = torch.ops.aten
 # In a graph without mutation these return their argument's entries (the last three if the shape stays).
@@ -241,8 +241,8 @@ class _Comparison:
     def _show(self, values: Sequence[Any]) -> str:
         return ", ".join(f"width {n}: {v}" for n, v in zip(self.widths, values, strict=True))
 
-    def _error(self, what: str) -> FactoryError:
-        return FactoryError(
+    def _error(self, what: str) -> ProportionError:
+        return ProportionError(
             f"{describe(self.node)} {what}",
             where=str(self.node.meta["origin"]),
             advice="sizes must be proportional to the width, and numbers c * width**e",

@@ -19,7 +19,7 @@ from tpcompile.capture.optimizers import Updates, read_optimizer
 from tpcompile.capture.origin import failing_source, first_line
 from tpcompile.capture.powers import size_of
 from tpcompile.collector import put_off
-from tpcompile.errors import CaptureError, FactoryError, TpcompileError, UsageError
+from tpcompile.errors import CaptureError, FactoryError, ProportionError, TpcompileError, UsageError
 from tpcompile.schedule import split
 
 _WIDTHS_ADVICE = "choose other probe widths with widths=(...)"
@@ -203,7 +203,7 @@ def check_shapes(probes: Sequence[Probe]) -> None:
             else [None]
         )
         if any(size is None for size in sizes):
-            raise FactoryError(
+            raise ProportionError(
                 f"the shape of '{name}' is not proportional to the width ({shown})",
                 where=f"parameter '{name}'",
                 advice="every axis must be constant or a multiple of the width; widths=(...) chooses the probe widths",

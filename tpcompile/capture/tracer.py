@@ -192,6 +192,17 @@ class Tracer(TorchDispatchMode):
                 slices = as_slices(args[0], args[1], args[2], args[3] if len(args) > 3 else None)
             if slices is not None:
                 return slices
+        if func is torch.ops.aten.as_strided_scatter.default:
+            with self:
+                whole = args[0].clone()
+                slices = as_slices(whole, args[2], args[3], args[4] if len(args) > 4 else None)
+                if slices is not None:
+                    slices.copy_(args[1])
+                    return whole
+        if func is torch.ops.aten.as_strided_.default and tuple(args[1]) == args[0].shape:
+            steps = zip(args[1], args[2], args[0].stride(), strict=True)
+            if all(size == 1 or new == old for size, new, old in steps):  # another layout of the same entries
+                return args[0]
         if func._schema.name.startswith("aten::_foreach_"):  # of many tensors: torch's own loop over them
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
