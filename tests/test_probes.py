@@ -1,4 +1,4 @@
-"""What a model does outside of its own tensors: caches, sizes that small probe widths do not show, layouts in memory."""
+"""What a model does outside of its own tensors: caches, sizes that small probe widths round, layouts in memory."""
 
 from __future__ import annotations
 

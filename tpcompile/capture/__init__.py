@@ -23,7 +23,14 @@ from tpcompile.capture.progressions import with_progressions
 from tpcompile.capture.tap import tap
 from tpcompile.capture.unroll import ProbeTrace, trace_run
 from tpcompile.capture.variation import more_derivatives
-from tpcompile.errors import CaptureError, FactoryError, InitialisationError, ProportionError, TpcompileError, UsageError
+from tpcompile.errors import (
+    CaptureError,
+    FactoryError,
+    InitialisationError,
+    ProportionError,
+    TpcompileError,
+    UsageError,
+)
 from tpcompile.laws import Constant, Law, Normal, ParameterLaw
 
 __all__ = ["Capture", "GraphNode", "Origin", "Ref", "Scaled", "Size", "capture", "tap"]
