@@ -38,7 +38,7 @@ def test_the_same_kernels(monkeypatch, name):
         x[7] = 1e8 * x[2]
     y[:8] = x[:8] if name != "step" else y[:8]
     monkeypatch.setattr(job, "TILE_ROWS", 32)
-    monkeypatch.setattr(job, "TILE_BYTES", 32 * 48 * 8)
+    monkeypatch.setattr(job, "BLOCK", 32 * 48)
     kernel = tp.kernel(make(SPECS[name], (5,)), x[0])
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
         for second in (None, y):
@@ -65,8 +65,8 @@ def test_the_same_convolutions(monkeypatch, name):
     if "norm" not in name:
         x[5] = 0.0
     kernel = tp.kernel(make(spec), x[0])
-    for size in (2**14, 2**17):
-        monkeypatch.setattr(job, "TILE_BYTES", size)
+    for size in (2**11, 2**14):
+        monkeypatch.setattr(job, "BLOCK", size)
         for second in (None, y):
             slow = kernels(monkeypatch, kernel, x, second, False)
             for a, b in zip(kernels(monkeypatch, kernel, x, second, True), slow, strict=True):

@@ -18,13 +18,14 @@ from tpcompile.evaluate.gaussian.terms import Array, ScalarArray
 from tpcompile.evaluate.tapes import Tape
 from tpcompile.evaluate.tapes.steps import layout
 from tpcompile.evaluate.threads import single_threaded
+from tpcompile.kernels.placing import place
 from tpcompile.kernels.plan import Pairs, Plan
 from tpcompile.kernels.replay import Replay, Sides, part, tape
 
 BLOCK = 2**17  # entries of one array over a block: some of them fit a core's cache, and few blocks take few calls
 ROWS = 256  # of a block: the part of a symmetric matrix that is computed twice is small
 LONG_RUN = 16  # columns of a block
-TILE_BYTES, TILE_ROWS = 2**19, 64  # the same for blocks that are replayed: all of them in a core's own cache
+TILE_ROWS = 64  # of a block that is replayed
 RECORDED = 2**16  # entries from which on an evaluation is recorded
 KEPT_BYTES = 2**25  # of what depends on one set of inputs only
 
@@ -104,7 +105,7 @@ class Job:
         plan = order(wanted, sides.keys())
         taped = self._taped(x1, y, sides, plan) if len(x1) * len(y) * self._entries() >= RECORDED else None
         if taped is not None and not block:
-            shape = self._sides(TILE_BYTES, TILE_ROWS)
+            shape = self._sides(TILE_ROWS)
         tasks = list(_blocks(len(x1), len(y), *shape, x2 is None))
         own: list[Tensor] = []
         done = 0
@@ -117,12 +118,7 @@ class Job:
 
             def use(values: Sequence[Tensor]) -> None:
                 side = rows.stop - rows.start if x2 is None and rows.start == columns.start else 0
-                for target, value in zip(out, values, strict=True):
-                    if side:
-                        value = _with_symmetric_part(value, side)
-                    target[rows, columns] = value
-                    if x2 is None and value.shape[1] > side:
-                        target[columns, rows][side:] = _transposed(value[:, side:])
+                place(out, values, (rows.start, columns.start), side, x2 is None)
 
             if replay is not None and replay(rows, columns, use):
                 return
@@ -208,20 +204,19 @@ class Job:
         value = value.reshape(value.shape[:kept])
         return value.expand(shape)
 
-    def _count(self, diagonal: bool = False, size: int | None = None) -> int:
+    def _count(self, diagonal: bool = False) -> int:
         """Pairs in a block, or inputs in a part of the diagonal."""
-        entries = BLOCK if size is None else size // self.dtype.itemsize
-        return max(1, entries // self._entries(diagonal))
+        return max(1, BLOCK // self._entries(diagonal))
 
     def _entries(self, diagonal: bool = False) -> int:
         """Of the largest array, for each pair."""
         arrays = [p.own[0] if diagonal else p.cross for p in self.pairs]
         return max((_largest(array) for array in arrays if array is not None), default=1)
 
-    def _sides(self, size: int | None = None, most: int | None = None) -> tuple[int, int]:
-        """Rows and columns of a block."""
-        count = self._count(size=size)
-        rows = min(most or ROWS, math.isqrt(count))
+    def _sides(self, most: int = ROWS) -> tuple[int, int]:
+        """Rows, at most so many, and columns of a block."""
+        count = self._count()
+        rows = min(most, math.isqrt(count))
         return rows, rows if self.plan.moments.sampled else count // rows
 
 
@@ -253,15 +248,6 @@ def _transposed(value: Tensor) -> Tensor:
     if not half:
         return value.T.contiguous()  # as a copy into rows of a larger matrix it would be slow
     return value.permute(1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
-
-
-def _with_symmetric_part(value: Tensor, side: int) -> Tensor:
-    """A block of which the first ``side`` columns are of pairs of its rows: both triangles of these rounded alike."""
-    part = _symmetric(value[:, :side])
-    if part.shape[1] == value.shape[1] or value.stride(0) == 0 or value.stride(1) == 0:
-        return part if part.shape[1] == value.shape[1] else value
-    value[:, :side] = part
-    return value
 
 
 def _symmetric(value: Tensor) -> Tensor:

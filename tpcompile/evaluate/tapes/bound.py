@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tpcompile.evaluate import shifts
 from tpcompile.evaluate.shifts import SHIFTS
-from tpcompile.evaluate.tapes.script import Script, unoptimized
+from tpcompile.evaluate.tapes.script import Script, loading, unoptimized
 from tpcompile.evaluate.tapes.steps import FIXED, INPUT, NUMPY, OUT, SIZED, SNAP, VIEWS, Step, root
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Block(Bound):
         self.results = [self._tensor(x) for x in tape.results]
 
     def _call(self, x: Step, args: list[Any], out: Tensor) -> None:
-        if x.by_numpy and x.name != SNAP:
+        if x.by_numpy and x.name != SNAP and (x.name, x.dtype) != ("sqrt", torch.float32):
             self._join()
             super()._call(x, args, out)
             self.first = len(self.calls)
@@ -146,9 +146,11 @@ class Block(Bound):
         if self.loaded[side] == (source, start):
             return
         length = self.lengths[side]
-        self.packed[side].copy_(source.packed[:, start : start + length])
-        for (x, axis), given in zip(self.tape.read[side][1], source.others, strict=True):
-            self.tensors[x].copy_(given if axis is None else given.narrow(axis, start, length))
+        others = self.tape.read[side][1]
+        copy = loading((1, *(axis for _, axis in others)))
+        into = [self.packed[side], *(self.tensors[x] for x, _ in others)]
+        with unoptimized():
+            copy(start, length, *into, source.packed, *source.others)
         self.loaded[side] = source, start
 
     def run(self) -> list[Tensor]:

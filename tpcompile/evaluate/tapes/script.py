@@ -71,13 +71,23 @@ class Script:
 
 
 @lru_cache(maxsize=256)
-def _compiled(lines: Sequence[str], count: int) -> _Function | None:
-    head = ", ".join(f"x{i}: Tensor" for i in range(count))
+def _compiled(lines: Sequence[str], count: int, first: str = "") -> _Function | None:
+    head = ", ".join([first] * bool(first) + [f"x{i}: Tensor" for i in range(count)])
     text = "\n    ".join([f"def run({head}):", *lines, "return 0"])
     try:
         return torch.jit.CompilationUnit(text + "\n").run
     except RuntimeError:
         return None
+
+
+def loading(axes: Sequence[int | None]) -> _Function:
+    """``f(start, length, *into, *values)``: entries from ``start`` on along each value's axis, None for all, copied."""
+    count = len(axes)
+    words = [f"x{count + i}" if d is None else f"x{count + i}.narrow({d}, start, length)" for i, d in enumerate(axes)]
+    lines = tuple(f"x{i}.copy_({word})" for i, word in enumerate(words))
+    found = _compiled(lines, 2 * count, "start: int, length: int")
+    assert found is not None
+    return found
 
 
 def unoptimized() -> Any:
