@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -336,7 +337,7 @@ def _like(value: Value, like: Tensor) -> Tensor:
     if not torch.is_tensor(value):
         return torch.full_like(like, value.real)
     value = value.real if value.is_complex() else value
-    return value.expand(torch.broadcast_shapes(value.shape, like.shape))
+    return value.expand(np.broadcast_shapes(value.shape, like.shape))
 
 
 __all__ = ["SIGN", "closable", "one_variable", "signed", "two_variables"]

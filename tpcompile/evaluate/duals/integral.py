@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def integral(
     k = cov.shape[-1]
     if k not in _NODES or cov.shape[-2] != k:
         raise UsageError(f"integral takes one to three Gaussian variables, not a covariance of {tuple(cov.shape)}")
-    batch = cov.shape[:-2] if mean is None else torch.broadcast_shapes(cov.shape[:-2], mean.shape[:-1])
+    batch = cov.shape[:-2] if mean is None else np.broadcast_shapes(cov.shape[:-2], mean.shape[:-1])
     factor = _cholesky(cov.double().expand(*batch, k, k).reshape(-1, k, k))
     centre = torch.zeros(len(factor), k, dtype=torch.float64)
     if mean is not None:

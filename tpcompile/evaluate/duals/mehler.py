@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,7 +126,7 @@ def _horner(out: Tensor, rho: Tensor, a: Tensor, b: Tensor, part: slice, span: t
         a = a[:, part] if a.dim() > 1 and a.shape[1] > 1 else a
         b = b[:, part] if b.dim() > 1 and b.shape[1] > 1 else b
     power = rho if step == 1 else rho.pow(step)
-    torch.mul(a[last], b[last], out=out) if out.shape == torch.broadcast_shapes(a[last].shape, b[last].shape) else (
+    torch.mul(a[last], b[last], out=out) if out.shape == np.broadcast_shapes(a[last].shape, b[last].shape) else (
         out.copy_(a[last] * b[last])
     )
     for k in range(last - step, first - 1, -step):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class Pair:
     def __init__(
         self, cov: Tensor, var_u: Tensor, var_v: Tensor, mean_u: Tensor | None = None, mean_v: Tensor | None = None
     ) -> None:
-        shape = torch.broadcast_shapes(cov.shape, var_u.shape, var_v.shape)
+        shape = np.broadcast_shapes(cov.shape, var_u.shape, var_v.shape)
         self.cov, self.var_u, self.var_v = cov.expand(shape), var_u, var_v
         self.mean_u, self.mean_v = mean_u, mean_v
         self.memo: dict[Any, Any] = {}

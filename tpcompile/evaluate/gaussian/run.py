@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -215,7 +216,7 @@ class Run:
     def _integral(self, array: IntegralArray) -> Tensor:
         rows = [[self.value(x) for x in row] for row in array.covariances]
         means = [None if x is None else self.value(x) for x in array.means]
-        shape = torch.broadcast_shapes(*(x.shape for row in rows for x in row))
+        shape = np.broadcast_shapes(*(x.shape for row in rows for x in row))
         cov = torch.stack([torch.stack([x.expand(shape) for x in row], -1) for row in rows], -2)
         zero = torch.zeros(shape, dtype=self.dtype)
         mean = torch.stack([zero if x is None else x.expand(shape) for x in means], -1)
