@@ -76,7 +76,7 @@ class BatchKernel(Kernel):
         pairs = self.pairs(get)
         kept = tuple(i - 1 for i in pairs.kept if i)
         positions = pairs.positions[-len(kept) :] if kept else ()
-        return Pairs(None, (None, None), positions, pairs.exponent, pairs.output[1:], kept)
+        return Pairs(None, None, positions, pairs.exponent, pairs.output[1:], kept)
 
     def _refused(self, what: str) -> UsageError:
         return UsageError(

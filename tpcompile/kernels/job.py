@@ -69,7 +69,7 @@ class Job:
             whole = self._run(x, x).evaluate([p.cross for p in self.pairs])
             at = torch.arange(len(x))
             return [self._full(v, p, len(x), len(x))[at, at] for v, p in zip(whole, self.pairs, strict=True)]
-        values = self._run(x, x).evaluate([p.own[0] for p in self.pairs])
+        values = self._run(x, x).evaluate([p.own for p in self.pairs])
         return [self._full(v, p, len(x), 1)[:, 0] for v, p in zip(values, self.pairs, strict=True)]
 
     def matrix(self, x1: Tensor, x2: Tensor | None, block: int | None, progress: Tick | None) -> list[Tensor]:
@@ -210,7 +210,7 @@ class Job:
 
     def _entries(self, diagonal: bool = False) -> int:
         """Of the largest array, for each pair."""
-        arrays = [p.own[0] if diagonal else p.cross for p in self.pairs]
+        arrays = [p.own if diagonal else p.cross for p in self.pairs]
         return max((_largest(array) for array in arrays if array is not None), default=1)
 
     def _sides(self, most: int = ROWS) -> tuple[int, int]:

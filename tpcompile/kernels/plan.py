@@ -31,7 +31,7 @@ class Pairs:
     """
 
     cross: Array | None
-    own: tuple[Array | None, Array | None]
+    own: Array | None
     positions: tuple[int, ...]
     exponent: Fraction
     output: tuple[int, ...] = ()  # all axes of the output
@@ -108,7 +108,7 @@ def generic(example: Tensor) -> Tensor:
 
 def _pairs(m: Moments, node: Node | None, exponent: Fraction, factoring: Factoring) -> Pairs:
     if node is None:
-        return Pairs(None, (None, None), (), Fraction(0))
+        return Pairs(None, None, (), Fraction(0))
     a, b = m.factor(node, 0), m.factor(node, 1)
     poly = m.moment((a, b))
     independent = [_is_independent(poly, p, q) for p, q in zip(a.labels, b.labels, strict=True)]
@@ -126,7 +126,7 @@ def _pairs(m: Moments, node: Node | None, exponent: Fraction, factoring: Factori
         return None if found is None else factoring(found)
 
     axes = tuple(d for d in node.dims if isinstance(d, int))
-    return Pairs(array(0, 1), (array(0, 0), array(1, 1)), sizes, 2 * exponent, axes, tuple(kept))
+    return Pairs(array(0, 1), array(0, 0), sizes, 2 * exponent, axes, tuple(kept))
 
 
 def _is_independent(poly: Poly, p: int | None, q: int | None) -> bool:
