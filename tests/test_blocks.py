@@ -5,12 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+import torch
+from torch import nn
 from zoo_attention import root_cases
 
 import tpcompile as tp
 from tpcompile.analysis import blocks
 from tpcompile.ir import Builder, Init, Map, MatMul, MergeWidth, Mul, Node, Slice, SplitWidth, Sum, Unslice, View, Width
 from tpcompile.laws import Normal, Uniform
+from tpcompile.parametrization.changes import Run
+from tpcompile.parametrization.measure import Measurement
 
 N = Width()
 
@@ -112,3 +116,57 @@ def test_fused_and_separate_projections_have_the_same_limit():
         result = tp.compile(ROOTS[name].make, ROOTS[name].inputs).evaluate(particles=1024, replicas=4, ensemble=256)
         found.append(result.feature_kernel("attention.out")[0])
     assert float((found[0] - found[1]).abs().max()) < 0.03 * float(found[0].abs().max())
+
+
+def test_rows_that_another_value_has_are_not_apart():
+    m = Made()
+    q, k, v = (m.part(m.wx, i) for i in range(3))
+    support = blocks.Support()
+    w = frozenset(["w"])
+    assert support.apart(w, (q,), (k,))
+    assert not support.apart(w, (q,), (q,))
+    assert not support.apart(w, (m.b.node(Sum((1.0, 1.0)), q, k),), (k,))
+    assert support.apart(w, (m.b.node(Sum((1.0, 1.0)), q, v),), (k,))
+    assert not support.apart(w, (q,), (m.b.node(Sum((1.0, 1.0)), k, v), m.map("relu", k)))
+    assert not support.apart(w, (q,), (m.map("relu", k),))
+    assert not support.apart(w, (m.x,), (k,))  # shows no rows of w at all
+
+
+class Fused(nn.Module):
+    """A stream with attention of one head, its three projections one matrix or three."""
+
+    def __init__(self, width: int, layers: int, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.first = nn.Linear(3, width)
+        shapes = [3 * width] if fused else [width] * 3
+        self.maps = nn.ModuleList(nn.Linear(width, s) for _ in range(layers) for s in shapes)
+
+    def forward(self, x):
+        x = self.first(x)
+        each = 1 if self.fused else 3
+        for i in range(0, len(self.maps), each):
+            maps = list(self.maps)[i : i + each]
+            if self.fused:
+                q, k, v = maps[0](x).chunk(3, dim=-1)
+            else:
+                q, k, v = (f(x) for f in maps)
+            x = x + torch.softmax(q @ k.mT / x.shape[-1] ** 0.5, -1) @ v
+        return x
+
+
+def test_remainders_of_fused_projections_add_up_as_those_of_separate_ones():
+    """Queries and keys of many layers: whatever a query leaves out is no multiple of a key's rows."""
+
+    def undecided(fused: bool) -> int:
+        def make(width: int) -> object:
+            model = Fused(width, 4, fused)
+            return model, torch.optim.SGD(model.parameters(), lr=1.0 / width)
+
+        run = Run(make, torch.randn(1, 3, 3), torch.zeros(1), lambda y, t: y.mean(), None, steps=1)
+        sizes = Measurement(run.capture()).sizes(Fraction(1, 2))
+        assert sizes["product", "3", 0].exponent == 0
+        here = (size for (quantity, _, t), size in sizes.found.items() if (quantity, t) == ("product", 0))
+        return sum(not size.exact for size in here)
+
+    assert undecided(True) == undecided(False) == 0

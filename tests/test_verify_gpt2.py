@@ -33,3 +33,14 @@ def test_embeddings_of_order_one_tied_to_the_readout():
         assert report.exponent(f"gpt.transformer.{name}", step=0) == 0
     assert report.exponent("gpt.lm_head", step=0) == 1
     assert report.verdict == "unstable"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [4, 12])
+def test_the_advice_for_deep_networks_is_verified(layers):
+    """As for two layers: 1/d in place of 1/sqrt(d) in every layer, found for all of them at once."""
+    report = tp.verify(gpt2(layers), TOKENS, LABELS, loss, steps=2)
+    assert report.verdict == "unstable"
+    assert report.advised == "maximal update"
+    (factors,) = (line for line in report.advice if "1/d for 1/sqrt(d)" in line)
+    assert factors.count("gpt.transformer.h.") == layers

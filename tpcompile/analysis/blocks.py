@@ -68,6 +68,7 @@ class Support:
     _known: dict[Node, frozenset[Node]] = field(default_factory=dict)
     _uses_below: dict[Node, frozenset[tuple[Node, int]]] = field(default_factory=dict)
     _signs: dict[tuple[Node, Node, int, tuple[int, ...], int], int] = field(default_factory=dict)
+    _apart: dict[tuple[frozenset[str], tuple[Node, ...], tuple[Node, ...]], bool] = field(default_factory=dict)
 
     def of(self, node: Node) -> frozenset[Node]:
         """The initial vectors and matrices below a vector."""
@@ -89,6 +90,31 @@ class Support:
             self._signs[key] = int(found.flat[0]) if found.size and bool((found == found.flat[0]).all()) else 0
         return self._signs[key]
 
+    def apart(self, names: frozenset[str], kept: tuple[Node, ...], turned: tuple[Node, ...]) -> bool:
+        """True if flips of rows of these parameters turn all of some vectors, and leave all rows that others have.
+
+        These are ``kept``, which have entries of a single row each: their signs show which.
+        """
+        key = names, kept, turned
+        if key not in self._apart:
+            self._apart[key] = self._are_apart(names, kept, turned)
+        return self._apart[key]
+
+    def _are_apart(self, names: frozenset[str], kept: tuple[Node, ...], turned: tuple[Node, ...]) -> bool:
+        vectors = _vectors([*kept, *turned])
+        if not any(isinstance(x.op, SplitWidth) for x in vectors):
+            return False
+        walk = _Walk(vectors, False, self)
+        met = {_name(x) for x in _vectors(kept) if isinstance(x.op, Init)}
+        flips = [(i, flip) for i, flip in enumerate(walk.flips) if _name(flip.node) in names & met]
+
+        def signs(nodes: tuple[Node, ...], pattern: tuple[int, ...]) -> set[int]:
+            together = [i for i, flip in flips if flip.signs == pattern]
+            return {int(s) for x in nodes for y in walk.summands(x) for s in np.unique(_all(y[together]))} - {_ZERO}
+
+        patterns = {flip.signs for _, flip in flips}
+        return not walk.too_large and any(signs(kept, p) == {1} and signs(turned, p) == {-1} for p in patterns)
+
     def _uses(self, node: Node) -> frozenset[tuple[Node, int]]:
         own = frozenset([(node.operands[0], _out_axis(node))]) if isinstance(node.op, MatMul) else frozenset()
         return own.union(*(self._uses_below[x] for x in _vector_operands(node)))
@@ -96,6 +122,17 @@ class Support:
     def _find(self, node: Node) -> frozenset[Node]:
         own = frozenset([node]) if isinstance(node.op, Init) else frozenset()
         return own.union(*(self._known[x] for x in _vector_operands(node)))
+
+
+def _name(node: Node) -> str:
+    assert isinstance(node.op, Init)
+    return node.op.name
+
+
+def _all(signs: Signs) -> Signs:
+    """The sign under all of these flips together."""
+    zero = (signs == _ZERO).any(0)
+    return np.where(zero, _ZERO, np.where(signs == _ZERO, 1, signs).prod(0)).astype(np.int8)
 
 
 def _vector_operands(node: Node) -> list[Node]:

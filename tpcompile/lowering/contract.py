@@ -141,7 +141,7 @@ class Contractions:
             left = largest(
                 *(
                     plus(e, *(v.lead for v in others), power)
-                    for e, power in parts_of(value, others, len(summed), parity)
+                    for e, power in parts_of(value, others, len(summed), parity, self.a.support)
                 )
             )
             remainder = largest(remainder, left)

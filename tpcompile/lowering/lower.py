@@ -20,6 +20,7 @@ from tpcompile.lowering.context import Context, axis_of
 from tpcompile.lowering.functions import UNKNOWN
 from tpcompile.lowering.pointwise import pointwise
 from tpcompile.lowering.registry import rules
+from tpcompile.lowering.touches import Touches
 from tpcompile.lowering.value import (
     HALF,
     AnyValue,
@@ -92,7 +93,7 @@ def lower(
     for name, ref in capture.outputs.items():
         watched[ref.name].append(name)
     seen: dict[str, Value] = {}
-    touches: dict[str, frozenset[str]] = {}
+    touches = Touches(capture)
     updated = {ref.name for name, ref in capture.outputs.items() if name.startswith("parameter/")}
     for node in capture.nodes:
         context.current = node
@@ -120,10 +121,10 @@ def lower(
                 raise wrapped from error
             undecided[node.name] = wrapped
             values[node.name] = unknown(node)
-        touches[node.name] = _touches(capture, node, touches)
+        touches.find(node)
         value = values[node.name]
         if isinstance(value, Value):
-            value = values[node.name] = replace(value, touches=touches[node.name])
+            value = values[node.name] = replace(value, touches=touches.of[node.name], rows=touches.rows[node.name])
             seen.update((name, value) for name in watched.get(node.name, ()))
     outputs: dict[str, AnyValue] = {}
     for name, ref in capture.outputs.items():
@@ -138,16 +139,6 @@ def lower(
 def _law(capture: Capture, name: str) -> ParameterLaw:
     node = next(x for x in capture.nodes if x.kind in ("parameter", "buffer") and str(x.target) == name)
     return capture.laws[node.name]
-
-
-def _touches(capture: Capture, node: GraphNode, known: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """The parameters that a node is computed from, by the names of their initial values."""
-    if node.kind == "direction":
-        return frozenset([f"direction/{node.target}"])
-    if node.kind != "call":
-        name = str(node.target)
-        return frozenset([capture.copies[name][0] if name in capture.copies else name])
-    return frozenset().union(*(known[x] for x in node.operands))
 
 
 def unknown(node: GraphNode) -> Any:

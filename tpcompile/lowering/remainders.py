@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
+from tpcompile.analysis.blocks import Support
 from tpcompile.analysis.parity import Parity
 from tpcompile.lowering.value import HALF, Multiple, Value, has_width, largest, plus
 
@@ -38,14 +39,16 @@ def of_sum(values: Sequence[Value], remainder: Fraction | None, parity: Parity) 
 
 
 def parts_of(
-    value: Value, others: Sequence[Value], summed: int, parity: Parity
+    value: Value, others: Sequence[Value], summed: int, parity: Parity, support: Support
 ) -> tuple[tuple[Fraction | None, Fraction], ...]:
     """Parts of a remainder in a sum over so many growing axes: the exponent, and the power of n that the sum adds."""
     whole = (value.remainder, Fraction(summed))
     if value.remainder is None or summed != 1:
         return (whole,)
     for other in others:
-        if _unmet(value, other, parity):  # its terms; beside what it leaves out itself all adds up
+        if _unmet(value, other, parity) or _other_rows(
+            value, other, support
+        ):  # its terms; beside what it leaves out itself all adds up
             below = None if other.remainder is None or other.lead is None else other.remainder - other.lead
             return (value.remainder, HALF), (plus(value.remainder, below), Fraction(1))
     touched = [v.touches for v in others]
@@ -61,6 +64,16 @@ def _unmet(value: Value, other: Value, parity: Parity) -> bool:
     if value.touches is None or not other.terms:
         return False
     return all(parity.odd_beyond(node, value.touches) for _, node in other.terms)
+
+
+def _other_rows(value: Value, other: Value, support: Support) -> bool:
+    """True if the other factor's terms are odd in rows of parameters that the value does not touch."""
+    names = frozenset(r.parameter for r in value.rows)
+    names &= frozenset(r.parameter for r in other.rows)
+    if not names or not other.terms:
+        return False
+    kept, turned = (tuple(node for _, node in v.terms) for v in (value, other))
+    return support.apart(names, kept, turned)
 
 
 def _multiples(a: Value, b: Value) -> tuple[Multiple, ...]:

@@ -28,12 +28,26 @@ class Multiple:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows of a parameter, one for each entry of a value: of a product with it, or of itself, times a power of n."""
+
+    parameter: str
+    source: str  # the product
+    power: Fraction = Fraction(0)
+
+    def scaled(self, power: Fraction) -> Rows:
+        """Of the value times a power of n."""
+        return Rows(self.parameter, self.source, self.power + power)
+
+
+@dataclass(frozen=True)
 class Value:
     """A scalar or vector ``sum_k n**e_k node_k + O(n**remainder)``; exponents descend.
 
     Every node has the dims ``flat(axes)``. No terms and remainder None: exactly zero. ``touches`` names the parameters
-    that the value was computed from, the remainder included; None where that is not known. ``multiples`` are ways to
-    say that the remainder is a multiple of something, in a product of one of its factors.
+    that the value was computed from, the remainder included; None where that is not known. ``rows`` are parameters of
+    which an entry touches no more than one row. ``multiples`` are ways to say that the remainder is a multiple of
+    something, in a product of one of its factors.
     """
 
     axes: Axes
@@ -41,6 +55,7 @@ class Value:
     remainder: Fraction | None = None
     touches: frozenset[str] | None = field(default=None, compare=False)
     multiples: tuple[Multiple, ...] = field(default=(), compare=False)
+    rows: frozenset[Rows] = field(default=frozenset(), compare=False)
 
     @property
     def lead(self) -> Fraction | None:

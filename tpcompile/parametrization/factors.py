@@ -7,17 +7,19 @@ are applied in its traced program, to the products and to what they pass back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from tpcompile.capture import Capture
 from tpcompile.parametrization.changes import Change, Run
 from tpcompile.parametrization.effects import products
 from tpcompile.parametrization.measure import Measurement, Sizes
 from tpcompile.parametrization.report import Report
 from tpcompile.parametrization.solve import settle, solve
 from tpcompile.parametrization.summary import make_report
-from tpcompile.parametrization.verdict import too_large
+from tpcompile.parametrization.verdict import hidden_products, largest_product, too_large
 
 _MOST_ROUNDS = 4
 _LEARNING = ("maximal update", "feature learning")
@@ -55,10 +57,11 @@ def solution(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]]
     """
     setup = own.capture
     exponents: dict[int, Fraction] = {}
+    guessed: set[int] = set()
 
     def followed(changes: Mapping[str, Change]) -> tuple[Measurement, Sizes, Report]:
         """The setup that has these changes."""
-        if not exponents and all(change == Change() for change in changes.values()):
+        if not any(exponents.values()) and all(change == Change() for change in changes.values()):
             measured = own
         else:
             measured = Measurement(run.changed(changes).capture(), earlier=own, factors=exponents, generic=True)
@@ -68,10 +71,11 @@ def solution(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]]
     for _ in range(_MOST_ROUNDS):
         changes = solve(run, Measurement(setup, earlier=own, factors=exponents, generic=True), given)
         measured, sizes, report = followed(changes)
-        larger = {} if report.stable else too_large(measured.capture, sizes)
-        if not larger:
+        moves, hidden = _moves(measured.capture, sizes, guessed, report.stable)
+        if not moves:
             break
-        exponents = {i: exponents.get(i, Fraction(0)) - larger.get(i, Fraction(0)) for i in {*exponents, *larger}}
+        guessed |= hidden
+        exponents = {i: exponents.get(i, Fraction(0)) - moves.get(i, Fraction(0)) for i in {*exponents, *moves}}
     if report.verdict not in _LEARNING:  # epsilons in their place may be what updates scale with (Adadelta)
         rates = settle(run.changed(changes), measured)
         if any(rates.values()):
@@ -80,3 +84,16 @@ def solution(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]]
     made = products(setup, 0)
     factors = tuple(Factor(made[i].origin.place, made[i].origin.source, e) for i, e in sorted(exponents.items()) if e)
     return Solution(changes, factors, measured, sizes, report)
+
+
+def _moves(capture: Capture, sizes: Sizes, guessed: set[int], stable: bool) -> tuple[dict[int, Fraction], set[int]]:
+    """Powers of n to divide products by, and those among them that are guesses.
+
+    Behind a product that grows nothing is known: those that may grow too get the same factor, which is taken back
+    later as far as it makes a product vanish at all steps.
+    """
+    moves = {} if stable else too_large(capture, sizes)
+    hidden = set() if not moves else hidden_products(capture, sizes) - {*moves, *guessed}
+    most = max(moves.values(), default=Fraction(0))
+    spare = {i: e for i in guessed if (e := largest_product(capture, sizes, i)) is not None and -math.inf < e < 0}
+    return {**dict.fromkeys(hidden, most), **moves, **{i: Fraction(e) for i, e in spare.items()}}, hidden

@@ -11,7 +11,7 @@ from tpcompile.capture import Capture
 from tpcompile.errors import UnstableError
 from tpcompile.parametrization.effects import adjoints, products
 from tpcompile.parametrization.measure import Sizes
-from tpcompile.parametrization.report import ParameterReport
+from tpcompile.parametrization.report import ParameterReport, largest_exponent
 from tpcompile.parametrization.sizes import Exponent, Size
 
 
@@ -56,6 +56,19 @@ def too_large(capture: Capture, sizes: Sizes) -> dict[int, Fraction]:
         if largest > 0 and adjoints(capture, node):
             found[i] = Fraction(largest)
     return found
+
+
+def hidden_products(capture: Capture, sizes: Sizes) -> set[int]:
+    """Products of two activations of which it is not known at all steps whether they grow; as in :func:`too_large`."""
+    open_sizes = {key for key, size in sizes.found.items() if size.exponent is None and size.bound > 0}
+    steps = range(capture.steps + 1)
+    found = [i for i, _ in enumerate(products(capture, 0)) if any(("product", str(i), t) in open_sizes for t in steps)]
+    return {i for i in found if adjoints(capture, products(capture, 0)[i])}
+
+
+def largest_product(capture: Capture, sizes: Sizes, index: int) -> Exponent | None:
+    """The largest exponent that a product of two activations has at any step; None where one is not decided."""
+    return largest_exponent(tuple(sizes["product", str(index), t] for t in range(capture.steps + 1)))
 
 
 def verdict(
