@@ -26,7 +26,7 @@ BLOCK = 2**17  # entries of one array over a block: some of them fit a core's ca
 ROWS = 256  # of a block: the part of a symmetric matrix that is computed twice is small
 LONG_RUN = 16  # columns of a block
 TILE_ROWS = 64  # of a block that is replayed
-RECORDED = 2**16  # entries from which on an evaluation is recorded
+RECORDED, PAIRS = 2**16, 100  # entries, and pairs, from which on an evaluation is recorded
 KEPT_BYTES = 2**25  # of what depends on one set of inputs only
 
 Tick = Callable[[int, int], None]
@@ -103,7 +103,9 @@ class Job:
         wanted = [p.cross for p in self.pairs if p.cross is not None]
         sides = {} if self.plan.moments.sampled else self._sides_known(x1, y, wanted, shape[1])
         plan = order(wanted, sides.keys())
-        taped = self._taped(x1, y, sides, plan) if len(x1) * len(y) * self._entries() >= RECORDED else None
+        pairs = len(x1) * len(y)
+        many = pairs >= PAIRS and pairs * self._entries() >= RECORDED
+        taped = self._taped(x1, y, sides, plan) if many else None
         if taped is not None and not block:
             shape = self._sides(TILE_ROWS)
         tasks = list(_blocks(len(x1), len(y), *shape, x2 is None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from tpcompile.evaluate.tapes import Input, Refused, Side, Tape, Workspace, reco
 from tpcompile.evaluate.tapes.steps import layout
 
 Sides = Mapping[Array, tuple[Tensor, int]]
-_LENGTHS = ((11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (47, 53), (59, 61), (67, 71), (101, 103), (131, 137))
+_LENGTHS = ((5, 7), (7, 11), (11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (53, 59), (67, 71), (101, 103))
+_FEW, _LARGE = 8, 2**14  # rows that are recorded at least, and entries of a pair from which on fewer are
 _WHOLE = 2**25  # bytes of what depends on one side, up to which it is computed for all blocks at once
 
 
@@ -32,7 +34,9 @@ def tape(
     """
     sizes = {n for x in (x1, x2, *moments.program.data.values()) for n in (*x.shape[1:], x.shape[1:].numel())}
     sizes |= {n for array in (*arrays, *sides) if not isinstance(array, ScalarArray) for n in array.sizes}
-    found = next((k for k in _LENGTHS if not any(n and n % q == 0 for n in sizes for q in k)), None)
+    large = any(math.prod(array.sizes) >= _LARGE for array in arrays if not isinstance(array, ScalarArray))
+    lengths = [k for k in _LENGTHS if large or k[0] > _FEW]
+    found = next((k for k in lengths if not any(n and n % q == 0 for n in sizes for q in k)), None)
     if found is None:
         return None
     rows, columns = torch.arange(found[0]), -1 - torch.arange(found[1])  # not the same inputs, if there are enough
