@@ -25,7 +25,7 @@ class Script:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.tensors: dict[int, Tensor] = {}
+        self.tensors: dict[int, tuple[int, Tensor]] = {}  # by identity, with their numbers
 
     def add(self, name: str, args: Sequence[Any], options: dict[str, Any], out: Tensor) -> None:
         """``torch.name(*args, **options, out=out)``."""
@@ -55,11 +55,8 @@ class Script:
 
     def _word(self, x: Any) -> str:
         if isinstance(x, Tensor):
-            names = list(self.tensors)
-            if id(x) not in self.tensors:
-                self.tensors[id(x)] = x
-                return f"x{len(names)}"
-            return f"x{names.index(id(x))}"
+            number, _ = self.tensors.setdefault(id(x), (len(self.tensors), x))
+            return f"x{number}"
         if isinstance(x, float) and not math.isfinite(x):
             return f"float('{x}')"
         return repr(list(x) if isinstance(x, tuple) else x)
@@ -67,7 +64,7 @@ class Script:
     def call(self) -> Callable[[], Any] | None:
         """All of them as one call; None where they are none in TorchScript."""
         function = _compiled(tuple(self.lines), len(self.tensors))
-        return None if function is None else partial(function, *self.tensors.values())
+        return None if function is None else partial(function, *(x for _, x in self.tensors.values()))
 
 
 @lru_cache(maxsize=256)
