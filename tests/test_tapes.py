@@ -9,6 +9,7 @@ from kernel_specs import ERF, RELU, deep, inputs, make, others
 
 import tpcompile as tp
 from tpcompile.evaluate.tapes import Input, Refused, Side, Tape, recorded
+from tpcompile.evaluate.tapes.script import Script
 from tpcompile.kernels import job
 
 SPECS = {
@@ -84,6 +85,24 @@ def test_calls_are_joined():
     numpy = sum(x.by_numpy and x.name != "snap" for x in tape.order if tape.stage[x] is None)
     for block in workspace.blocks.values():
         assert numpy < len(block.calls) <= 2 * numpy + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("over", [True, False])
+def test_correlations_near_one_become_one(dtype, over):
+    near = 1 - 16 * torch.finfo(dtype).eps
+    edge = torch.tensor([near, 1.0, 1.1], dtype=dtype)
+    for large in ([], [edge], [-edge], [edge, -edge]):
+        below = torch.nextafter(edge[:1], -edge[:1])
+        x = torch.cat([torch.tensor([0.0, -0.0, 0.3], dtype=dtype), below, -below, *large])
+        expected = torch.where(x.abs() < near, x, x.sign())
+        out = x if over else torch.empty_like(x)
+        script = Script()
+        script.add("snap", (x, near), {}, out)
+        call = script.call()
+        assert call is not None
+        call()
+        assert torch.equal(out, expected)
 
 
 def test_another_decision_is_another_evaluation(monkeypatch):
