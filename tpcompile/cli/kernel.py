@@ -31,6 +31,13 @@ class Which(StrEnum):
     both = "both"
 
 
+class Evaluator(StrEnum):
+    """How expectations are computed."""
+
+    exact = "exact"
+    particles = "particles"
+
+
 @app.command("kernel")
 def kernel_command(
     target: Target,
@@ -55,6 +62,9 @@ def kernel_command(
     replicas: Annotated[int, typer.Option(help="Independent repetitions of them, for the standard errors.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     widths: Widths = None,
+    evaluator: Annotated[
+        Evaluator, typer.Option(help="Integrals over few variables, or estimates for models that have none.")
+    ] = Evaluator.exact,
     as_json: Json = False,
 ) -> None:
     """Compute the infinite-width covariance (NNGP) and tangent kernel (NTK) of a model at initialisation.
@@ -68,7 +78,7 @@ def kernel_command(
         x1, x2 = _batches(found, cross)
         optimizer = found.get("optimizer") if lr is None else sgd(lr)
         chosen = None if widths is None else integers(widths, "--widths")
-        kernel = tpcompile.kernel(setup.make, x1[0], optimizer=optimizer, widths=chosen)
+        kernel = tpcompile.kernel(setup.make, x1[0], optimizer=optimizer, widths=chosen, evaluator=evaluator.value)
         options: dict[str, Any] = {
             "dtype": getattr(torch, dtype.value),
             "diagonal": diagonal,

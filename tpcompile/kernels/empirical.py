@@ -56,7 +56,7 @@ def _one(
     wanted: tuple[str, ...],
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    make, _, given, _, _ = kernel.arguments
+    make, _, given, *_ = kernel.arguments
     with seeded(seed):
         model, optimizer = build(make, width)
         if optimizer is None and given is not None:

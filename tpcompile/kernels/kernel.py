@@ -6,20 +6,24 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpcompile.errors import UsageError
+from tpcompile.evaluate.limit import Settings
 from tpcompile.kernels.arrays import Array as Data
 from tpcompile.kernels.arrays import Kernels, numpy_in_numpy_out
 from tpcompile.kernels.job import Job
+from tpcompile.kernels.particles import ParticlePlan, estimated, plan_particles
 from tpcompile.kernels.plan import Pairs, Plan, Traces, check_input, plan_kernels
 from tpcompile.kernels.uses import Uses
 from tpcompile.laws import Law
 
 RECURSION = 20_000
+EVALUATORS = ("exact", "particles")
 Tick = Callable[[int, int], None]
 
 
@@ -35,18 +39,21 @@ class Kernel(Uses):
         optimizer: Callable[..., Any] | None,
         init: Mapping[str, Law] | None,
         widths: Sequence[int] | None,
+        evaluator: str = "exact",
     ) -> None:
         self.example = example
-        self.arguments = (make, example, optimizer, init, widths)
+        self.arguments = (make, example, optimizer, init, widths, evaluator)
+        self.evaluator = evaluator
         self._traces = Traces(make, example, optimizer, init, widths, self.batch)
-        self._plans: dict[bool, Plan] = {}
+        self._plans: dict[bool, Plan | ParticlePlan] = {}
         self._plan(False)
 
-    def _plan(self, tangent: bool) -> Plan:
+    def _plan(self, tangent: bool) -> Plan | ParticlePlan:
         if tangent not in self._plans:
             with _deep():
                 captured = self._traces.variation() if tangent else self._traces.output()
-                self._plans[tangent] = plan_kernels(captured, tangent)
+                planned = plan_particles if self.evaluator == "particles" else plan_kernels
+                self._plans[tangent] = planned(captured, tangent)
         return self._plans[tangent]
 
     # facts ---------------------------------------------------------------------------------
@@ -71,7 +78,7 @@ class Kernel(Uses):
     @property
     def sampled(self) -> bool:
         """True if some expectation is estimated from draws: results then have a standard error."""
-        return any(plan.moments.sampled for plan in self._plans.values())
+        return any(plan.sampled for plan in self._plans.values())
 
     @property
     def forms(self) -> list[tuple[str, float | None]]:
@@ -81,7 +88,7 @@ class Kernel(Uses):
         quadrature over several variables before its first evaluation, which finds the absolute error (the largest so
         far is kept).
         """
-        return list(self._plan(True in self._plans).moments.forms)
+        return list(self._plan(True in self._plans).forms)
 
     def program_of(self, get: str) -> Any:
         """The tensor program that ``"nngp"``, ``"ntk"`` or ``"both"`` are computed from."""
@@ -151,26 +158,44 @@ class Kernel(Uses):
         wanted = {"nngp": [plan.nngp], "ntk": [plan.ntk], "both": [plan.nngp, plan.ntk]}[get]
         pairs = [p for p in wanted if p is not None]
         precision = dtype or (x1.dtype if x1.is_floating_point() else torch.get_default_dtype())
-        times = replicas if plan.moments.sampled else 1
-        estimates = []
-        for replica in range(times):
-            job = Job(plan, pairs, precision, dict(variances or {}), samples, seed * 1000 + replica)
-            tick = None if progress is None else lambda i, n, r=replica: progress(r * n + i, times * n)
+        if isinstance(plan, ParticlePlan):
+            if block is not None or variances:
+                raise UsageError("block and variances have no meaning for a kernel that is estimated on particles")
+            settings = Settings(samples, replicas, seed)
             with _deep():
-                estimates.append(job.diagonal(x1, block) if diagonal else job.matrix(x1, x2, block, tick))
-        if times == 1:
-            means = estimates[0]  # not stacked: that would copy a matrix that may fill half of the memory
+                found = estimated(plan, pairs, x1, x2, diagonal, settings, progress)
+            means, noise = ([x.to(precision) for x in part] for part in zip(*found, strict=True))
         else:
-            stacked = [torch.stack(found) for found in zip(*estimates, strict=True)]
-            means = [x.mean(0) for x in stacked]
+            tick = progress and (lambda replica, i, n: progress(replica * n + i, n * (replicas if plan.sampled else 1)))
+            jobs = [
+                Job(plan, pairs, precision, dict(variances or {}), samples, seed * 1000 + replica)
+                for replica in range(replicas if plan.sampled else 1)
+            ]
+            means, noise = _averaged(jobs, x1, x2, diagonal, block, tick)
         wrap = (lambda found: Kernels(*found)) if get == "both" else (lambda found: found[0])
-        if not errors:
-            return wrap(means)
-        if times == 1:
-            noise = [torch.full_like(x, float("nan") if plan.moments.sampled else 0.0) for x in means]
-        else:
-            noise = [x.std(0) / times**0.5 for x in stacked]
-        return wrap(means), wrap(noise)
+        return (wrap(means), wrap(noise)) if errors else wrap(means)
+
+
+def _averaged(
+    jobs: Sequence[Job],
+    x1: Tensor,
+    x2: Tensor | None,
+    diagonal: bool,
+    block: int | None,
+    tick: Callable[[int, int, int], None] | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Means of what the jobs find, and their standard errors."""
+    estimates = []
+    for replica, job in enumerate(jobs):
+        progress = None if tick is None else partial(tick, replica)
+        with _deep():
+            estimates.append(job.diagonal(x1, block) if diagonal else job.matrix(x1, x2, block, progress))
+    if len(jobs) > 1:
+        stacked = [torch.stack(found) for found in zip(*estimates, strict=True)]
+        return [x.mean(0) for x in stacked], [x.std(0) / len(jobs) ** 0.5 for x in stacked]
+    (means,) = estimates  # not stacked: that would copy a matrix that may fill half of the memory
+    unknown = float("nan") if jobs[0].plan.sampled else 0.0
+    return means, [x.new_full((), unknown).expand_as(x) for x in means]
 
 
 def kernel(
@@ -181,6 +206,7 @@ def kernel(
     init: Mapping[str, Law] | None = None,
     widths: Sequence[int] | None = None,
     batch: bool = False,
+    evaluator: str = "exact",
 ) -> Kernel:
     """Compile the limiting kernels of a module (theory, section 8).
 
@@ -189,11 +215,15 @@ def kernel(
     must be valid). ``init`` overrides laws of parameters, ``widths`` the probe widths. ``batch=True`` is for models
     whose outputs depend on the whole batch (batch normalisation in training mode): the example is then a batch, and
     the kernels are those of all outputs of a batch of that size (:class:`tpcompile.kernels.batch.BatchKernel`).
+    ``evaluator="particles"`` estimates every kernel, with standard errors, in place of integrals over few variables:
+    for models that have none (attention behind attention), and as a check of the others.
     Raises UsageError for such a model without it, and a TpcompileError that names the place for anything without a
     kernel.
     """
     if not isinstance(example_input, Tensor):
         raise UsageError(f"example_input must be a tensor, found {type(example_input).__name__}")
+    if evaluator not in EVALUATORS:
+        raise UsageError(f"evaluator must be 'exact' or 'particles', found {evaluator!r}")
     from tpcompile.kernels.batch import BatchKernel, check_single
 
     if batch:
@@ -202,9 +232,9 @@ def kernel(
                 "with batch=True the example is a batch of at least two inputs, "
                 f"found shape {tuple(example_input.shape)}"
             )
-        return BatchKernel(make, example_input.detach(), optimizer, init, widths)
+        return BatchKernel(make, example_input.detach(), optimizer, init, widths, evaluator)
     check_single(make, example_input.detach(), widths)
-    return Kernel(make, example_input.detach(), optimizer, init, widths)
+    return Kernel(make, example_input.detach(), optimizer, init, widths, evaluator)
 
 
 @contextmanager

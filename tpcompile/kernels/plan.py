@@ -48,6 +48,16 @@ class Plan:
     ntk: Pairs | None
     tapes: dict[object, Tape | None] = field(default_factory=dict)  # by what is evaluated, and from what
 
+    @property
+    def sampled(self) -> bool:
+        """Whether an expectation needs draws."""
+        return self.moments.sampled
+
+    @property
+    def forms(self) -> list[tuple[str, float | None]]:
+        """How each expectation is computed, in words, and its stated error."""
+        return self.moments.forms
+
 
 class Traces:
     """Traces of a model on one input, or on a whole batch as one: of its output alone, and with its first variation.

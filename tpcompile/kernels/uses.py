@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tpcompile.errors import UsageError
 from tpcompile.kernels.arrays import Array
 from tpcompile.kernels.empirical import empirical_kernels
 from tpcompile.kernels.gp import GaussianProcess, gaussian_process
@@ -44,6 +45,14 @@ class Uses:
         names = list(names)
         if names:
             check_names(names, self.variances)
+
+    def check_exact(self: Any, what: str) -> None:
+        """UsageError for a kernel that is estimated on particles, on all of its inputs together."""
+        if self.evaluator == "particles":
+            raise UsageError(
+                f"{what} takes kernels that are computed block by block; this one is estimated on all inputs together",
+                advice="evaluate the kernel and use the matrices",
+            )
 
     def gp(
         self: Any, x_train: Array, y_train: Array, noise: float = 0.0, *, dtype: torch.dtype = torch.float64
@@ -169,6 +178,7 @@ class Uses:
         ``progress`` is a bar on terminals, or a function of blocks done and in all. The other options are those of the
         call. Raises MissingExtraError without zarr.
         """
+        self.check_exact("to_zarr")
         options = {"variances": variances, "samples": samples, "replicas": replicas, "seed": seed}
         return to_zarr(self, x, path, x2, get, block, diagonal, client, progress, dtype, options)
 
@@ -182,6 +192,7 @@ class Uses:
 
         Raises MissingExtraError without scikit-learn.
         """
+        self.check_exact("sklearn")
         from tpcompile.kernels.sklearn_kernel import SklearnKernel
 
         return SklearnKernel(self, get, variances, bounds)
@@ -193,6 +204,7 @@ class Uses:
 
         Raises MissingExtraError without GPyTorch.
         """
+        self.check_exact("gpytorch")
         from tpcompile.kernels.gpytorch_kernel import GPyTorchKernel
 
         return GPyTorchKernel(self, get, variances, constraint)

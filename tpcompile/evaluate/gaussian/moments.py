@@ -458,5 +458,5 @@ class Moments:
         return FactorisationError(
             what,
             where=self.program.origins.get(node) or None,
-            advice="the particle evaluator applies: evaluator='particles'",
+            advice="tp.kernel(..., evaluator='particles') estimates the kernel, with a standard error",
         )
