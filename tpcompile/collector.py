@@ -22,3 +22,20 @@ def put_off() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def swept() -> Iterator[None]:
+    """What has been made inside and is not reachable any more is freed behind, collector or not.
+
+    Traces are rings of nodes. Only objects made inside are walked: all others are frozen meanwhile.
+    """
+    if gc.isenabled() or gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from operator import or_, xor
 
@@ -84,7 +85,9 @@ class Parity:
         Looks at the pairs of top-level summands only: nothing is multiplied out.
         """
         if factors not in self._vanishing:
-            self._vanishing[factors] = all(signature.odd for signature in self.products(factors))
+            *most, last = (self.signatures(x) for x in factors)
+            found = _together(most)
+            self._vanishing[factors] = found.isdisjoint(last) and all((a * b).odd for a, b in product(found, last))
         return self._vanishing[factors]
 
     def centred(self, *factors: Node) -> bool:
@@ -339,8 +342,19 @@ def init_name(matrix: Node) -> str:
 def _together(lists: Sequence[Signatures]) -> Signatures:
     out = frozenset([EVEN])
     for signatures in lists:
-        out = _bounded(frozenset(a * b for a, b in product(out, signatures)))
+        out = signatures if out == {EVEN} else _times(out, signatures)
     return out
+
+
+@lru_cache(maxsize=1 << 14)
+def _times(a: Signatures, b: Signatures) -> Signatures:
+    """The signatures of products of one summand of each; joined as soon as there are too many."""
+    out: set[Signature] = set()
+    for x, y in product(a, b):
+        out.add(x * y)
+        if len(out) > _MOST:
+            return frozenset([joined(a) * joined(b)])
+    return frozenset(out)
 
 
 def _bounded(signatures: Signatures) -> Signatures:

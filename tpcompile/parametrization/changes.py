@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from tpcompile.capture import Capture, capture
+from tpcompile.collector import swept
 from tpcompile.errors import UsageError
 from tpcompile.laws import Law
 from tpcompile.parametrization.multipliers import multiply
@@ -47,6 +48,7 @@ class Run:
     steps: int
     init: Mapping[str, Law] | None = None
     widths: Sequence[int] | None = None
+    traced: dict[frozenset[tuple[str, Change]], Capture] = field(default_factory=dict, repr=False, compare=False)
 
     def capture(self) -> Capture:
         """The traced run with everything that exponents are asked of."""
@@ -54,10 +56,18 @@ class Run:
             raise UsageError("verify needs a loss: it follows training", where="loss", advice="e.g. loss=F.mse_loss")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UsageError(f"steps must be a positive int, got {self.steps!r}", where="steps")
-        return capture(
-            self.make, self.inputs, self.targets, self.loss, self.optimizer, self.steps,
-            init=self.init, widths=self.widths, exponents=True,
-        )  # fmt: skip
+        with swept():
+            return capture(
+                self.make, self.inputs, self.targets, self.loss, self.optimizer, self.steps,
+                init=self.init, widths=self.widths, exponents=True,
+            )  # fmt: skip
+
+    def captured(self, changes: Mapping[str, Change]) -> Capture:
+        """The traced run with other powers of the width in it; once for equal changes."""
+        key = frozenset((name, change) for name, change in changes.items() if change != Change())
+        if key not in self.traced:
+            self.traced[key] = self.changed(changes).capture()
+        return self.traced[key]
 
     def changed(self, changes: Mapping[str, Change]) -> Run:
         """The same run with other powers of the width in it."""
@@ -73,7 +83,7 @@ class Run:
             multiply(model, {name: change.multipliers for name, change in changes.items()}, width)
             return (model, optimizer) if scheduler is None else (model, optimizer, scheduler)
 
-        return replace(self, make=make, optimizer=None, init=given or None)
+        return replace(self, make=make, optimizer=None, init=given or None, traced={})
 
 
 def scale_parameters(model: nn.Module, exponents: Mapping[str, Fraction], ratio: float) -> None:

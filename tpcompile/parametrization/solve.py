@@ -58,7 +58,7 @@ def solve(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | 
             name: replace(away.get(name, Change()), multipliers=multipliers.get(name, ()))
             for name in parameter_names(setup)
         }
-        alone = setup if not any(c != Change() for c in around.values()) else run.changed(around).capture()
+        alone = setup if not any(c != Change() for c in around.values()) else run.captured(around)
         latest = Measurement(alone, shifts, latest)
         sizes = latest.sizes(2 * HALF)
         more = excess(several, sizes, setup.steps)
