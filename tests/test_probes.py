@@ -34,7 +34,8 @@ def test_a_cache_that_the_first_width_fills():
     cached = tp.compile(lambda n: Scaled(n, lambda _: positions(3)), X)
     plain = tp.compile(lambda n: Scaled(n, lambda _: 1.5), X)
     found, expected = cached.evaluate().outputs_cov, plain.evaluate().outputs_cov
-    assert found is not None and expected is not None
+    assert found is not None
+    assert expected is not None
     assert torch.allclose(found, expected, rtol=1e-12)
 
 
