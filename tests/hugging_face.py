@@ -65,7 +65,7 @@ class Model:
         return Wrapped(getattr(transformers, self.name)(config), self.result, options)
 
 
-BASIC = {"hidden_size": 1, "intermediate_size": 2}
+BASIC: dict[str, float] = {"hidden_size": 1, "intermediate_size": 2}
 DECODER = {"num_hidden_layers": 1, "num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 GROUPED = {**DECODER, "num_key_value_heads": 2}
 HEADS = {**BASIC, "head_dim": 0.25}

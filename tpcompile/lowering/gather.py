@@ -18,7 +18,7 @@ def take(ctx: Context, x: Value, start: int, stop: int, index: Node) -> Value:
     """The finite torch axes ``start:stop`` of x, as one axis, replaced by the axes of the index; -1 is zero."""
     run = _run(ctx, index) if stop - start == 1 else None
     if run is not None:
-        part = ctx.part(x, start, *run)
+        part = ctx.value(ctx.part(x, start, *run))
         return ctx.value(ctx.with_axes(part, (*x.axes[:start], *_axes(index), *x.axes[stop:])))
     size = entries(ctx, x.axes[start:stop])
     axes = (*x.axes[:start], *_axes(index), *x.axes[stop:])
@@ -29,8 +29,10 @@ def take(ctx: Context, x: Value, start: int, stop: int, index: Node) -> Value:
 
 def _run(ctx: Context, index: Node) -> tuple[int, int, int] | None:
     """Start, stop and step of an index that is a slice, which has rules of its own about what vanishes."""
-    known = constant_value(index, ctx.algebra.builder.data) if isinstance(index.op, Data) else None
-    if known is None or known.dim() != 1 or index.op.name.startswith(("inputs", "test_inputs", "targets")):
+    if not isinstance(index.op, Data) or index.op.name.startswith(("inputs", "test_inputs", "targets")):
+        return None
+    known = constant_value(index, ctx.algebra.builder.data)
+    if known is None or known.dim() != 1:
         return None
     first = int(known[0]) if len(known) else -1
     step = int(known[1]) - first if len(known) > 1 else 1
