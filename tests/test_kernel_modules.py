@@ -128,32 +128,3 @@ def test_tangent_kernel_of_a_module(name: str) -> None:
     found = torch.stack([k.empirical(WIDTH, x, seed=seed, get="ntk", dtype=torch.float64) for seed in range(SEEDS)])
     noise = (found.var(0) / SEEDS + error**2).sqrt() + 3.0 / WIDTH * limit.diagonal().mean()
     assert float(((found.mean(0) - limit) / noise).abs().max()) < 4.0
-
-
-class BackAndForth(nn.Module):
-    """A matrix and then its transpose, or an independent one: what a kernel that assumes independence computes."""
-
-    def __init__(self, n: int, independent: bool) -> None:
-        super().__init__()
-        self.first, self.weight = nn.Parameter(torch.randn(n, 3)), nn.Parameter(torch.randn(n, n))
-        self.readout = nn.Parameter(torch.randn(1, n))
-        self.other = nn.Parameter(torch.randn(n, n)) if independent else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        n = len(self.weight)
-        h = torch.relu(x @ self.first.T @ self.weight.T / (3 * n) ** 0.5)
-        back = self.weight.T if self.other is None else self.other
-        return torch.relu(h @ back.T / n**0.5) @ self.readout.T / n**0.5
-
-
-def test_where_independence_of_the_backward_pass_fails() -> None:
-    """The naive kernels are off by half (NNGP) and by nearly a third (NTK); ours are those of finite networks."""
-    x = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    k, naive = (tp.kernel(lambda n, b=b: BackAndForth(n, b), torch.zeros(3)) for b in (False, True))
-    ours, theirs = k(x), naive(x)
-    assert float((theirs.nngp - ours.nngp).abs().max() / ours.nngp.diagonal().mean()) > 0.4
-    assert float((theirs.ntk - ours.ntk).abs().max() / ours.ntk.diagonal().mean()) > 0.25
-    found = torch.stack([k.empirical(512, x, seed=seed, get="ntk") for seed in range(10)])
-    error = found.std(0) / 10**0.5
-    assert float(((found.mean(0) - ours.ntk) / error).abs().max()) < 3.0
-    assert float(((found.mean(0) - theirs.ntk) / error).abs().max()) > 5.0

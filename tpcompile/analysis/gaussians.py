@@ -38,12 +38,12 @@ def centred(g: Node) -> bool:
 def settled(a: Node, b: Node, same_axis: bool, parity: Parity) -> bool:
     """True if the covariance of two Gaussian scalars is ``E[psi psi']`` (zero if they sum over different axes)."""
     reach_a, reach_b = _reach(a.operands), _reach(b.operands)
+    sides = {(x.operands[0], x.op.transpose) for x in reach_a | reach_b if isinstance(x.op, MatMul)}
+    if not any((w, True) in sides and (w, False) in sides for w, _ in sides):
+        return True  # coordinates are functions of Gaussians of their own axis, and of Gram matrices
     if not same_axis:
         shared = {x for x in reach_a & reach_b if x.kind == "matrix"}
         return not shared or parity.orthogonal(a.operands, b.operands)
-    sides = {(x.operands[0], x.op.transpose) for x in reach_a | reach_b if isinstance(x.op, MatMul)}
-    if not any((w, True) in sides and (w, False) in sides for w, _ in sides):
-        return True
     free_a, free_b = _free_factors(a), _free_factors(b)
     return any(v in free_b or v not in reach_b for v in free_a) or any(v in free_a or v not in reach_a for v in free_b)
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from tpcompile.analysis.gaussians import centred, settled
+from tpcompile.analysis.gaussians import settled
 from tpcompile.analysis.parity import Parity
 from tpcompile.analysis.semantics import constant_value
 from tpcompile.errors import TpcompileError
 from tpcompile.evaluate.domains import find_domains
-from tpcompile.evaluate.gaussian import axes, groups, merges, radial, response
+from tpcompile.evaluate.gaussian import axes, drift, groups, merges, radial, response
 from tpcompile.evaluate.gaussian.recognise import monomial, negative_square
 from tpcompile.evaluate.gaussian.structure import Structure, input_nodes, is_linear_move
 from tpcompile.evaluate.gaussian.terms import (
@@ -245,6 +245,8 @@ class Moments:
             return [(_ONE, (axes.block(f),))]
         if isinstance(op, MatMul) and self.structure.responds(f.node):
             return response.alternatives(self, f)
+        if drift.drifts(self, f.node):
+            return drift.alternatives(self, f)
         if isinstance(op, Contract) and not isinstance(op, Gaussian) and self.structure.width(f.node) is None:
             return [(_ONE, self.contracted(f))]
         return None
@@ -395,9 +397,6 @@ class Moments:
     def _sums(self, a: Factor, b: Factor) -> Poly:
         """``E[psi psi']`` of two Gaussian scalars (theory, section 5)."""
         same = self._axis(a.node) == self._axis(b.node)
-        for node in (a.node, b.node):
-            if not centred(node):
-                raise FactorisationError("a sum that vanishes only because an inner product in an earlier layer does")
         if not settled(a.node, b.node, same, self.parity):
             raise FactorisationError("two Gaussian sums meet the same matrix from both sides")
         factors, kept = (*self.contracted(a), *self.contracted(b)), (*a.named(), *b.named())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tpcompile.evaluate.gaussian import axes
@@ -65,6 +66,11 @@ def _derivative(m: Moments, f: Factor, g: Node, labels: tuple[Label | None, ...]
         return []
     else:
         raise m.unfactorised(f"the response through {op.mnemonic}", node)
+    return derivative(m, factors, g, labels)
+
+
+def derivative(m: Moments, factors: Sequence[Factor], g: Node, labels: tuple[Label | None, ...]) -> list[Part]:
+    """The derivative of a product of values by a product's Gaussian part."""
     out: list[Part] = []
     for i, h in enumerate(factors):
         rest = (*factors[:i], *factors[i + 1 :])
