@@ -76,6 +76,21 @@ def test_the_same_convolutions(monkeypatch, name):
     assert all(t is not None for t in kernel._plan(True).tapes.values())
 
 
+def test_threads_do_not_change_convolutions(monkeypatch):
+    spec = SPECS_WITH_POSITIONS["conv2d same flatten"]
+    x = torch.from_numpy(inputs(spec, 40))
+    kernel = tp.kernel(make(spec), x[0])
+    monkeypatch.setattr(job, "BLOCK", 2**12)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(kernels(monkeypatch, kernel, x, None, True))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_calls_are_joined():
     """What NumPy does not compute takes one call between two of its own."""
     kernel = tp.kernel(make(SPECS["relu"], (5,)), torch.zeros(5))
