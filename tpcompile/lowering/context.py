@@ -15,6 +15,7 @@ from tpcompile.analysis.semantics import constant_value
 from tpcompile.capture.graph import Binomial, GraphNode, Ref, Scaled, Size
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Dims, Finite, Init, Node, Op, Unslice, Width, reachable
+from tpcompile.lowering import families
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import merge_finite, refactor
 from tpcompile.lowering.contract import Contractions
@@ -246,12 +247,12 @@ class Context:
         dim %= len(x.axes)
         if is_width(x.axes[dim]):
             return self.parts.cut(x, dim, self.parts.part(x.axes[dim], dim, start, stop, step))
-        if isinstance(x, MatrixValue):
-            raise self.unsupported("a part of a batch of matrices of two growing axes")
         if isinstance(start, Scaled) or isinstance(stop, Scaled):
             raise self.unsupported(f"a part of axis {dim} whose bounds grow with the width")
         size = length(x.axes[dim])
         begin, end, step = slice(start, end_of(stop), step).indices(size)
+        if isinstance(x, MatrixValue):
+            return families.part(self.matrices, x, dim, range(begin, end, step))
         if (begin, end, step) == (0, size, 1):
             return x
         axes = (*x.axes[:dim], merge_finite([len(range(begin, end, step))]), *x.axes[dim + 1 :])
@@ -269,10 +270,10 @@ class Context:
         """The adjoint of :meth:`part`: g at ``start:stop:step`` of an axis of zeros."""
         if is_width(axis):
             return self.parts.embed(g, dim, self.parts.part(axis, dim, start, stop, step))
-        if isinstance(g, MatrixValue):
-            raise self.unsupported("a part of a batch of matrices of two growing axes")
         size = length(axis)
         begin, end, step = slice(start, end_of(stop), step).indices(size)
+        if isinstance(g, MatrixValue):
+            return families.embed(self.matrices, g, dim, range(begin, end, step), axis)
         axes = (*g.axes[:dim], axis, *g.axes[dim + 1 :])
         full = (*flat(g.axes[:dim]), len(range(begin, end, step)), *flat(g.axes[dim + 1 :]))
         op = Unslice(len(flat(g.axes[:dim])), begin, end, step, size)
@@ -284,8 +285,10 @@ class Context:
         dim %= len(everything[0].axes)
         if any(is_width(p.axes[dim]) for p in everything):
             return self._concat_growing(everything, dim)
+        along = merge_finite([sum(length(p.axes[dim]) for p in everything)])
+        if any(isinstance(p, MatrixValue) for p in everything):
+            return self._concat_matrices(everything, dim, along)
         parts = [self.value(v) for v in everything]
-        along = merge_finite([sum(length(p.axes[dim]) for p in parts)])
         axes = (*parts[0].axes[:dim], along, *parts[0].axes[dim + 1 :])
         start = len(flat(axes[:dim]))
         total = self.algebra.zeros(axes)
@@ -300,6 +303,16 @@ class Context:
             )
             offset += own
         return self.algebra.add(*pieces)
+
+    def _concat_matrices(self, values: Sequence[AnyValue], dim: int, along: Axis) -> AnyValue:
+        out: AnyValue | None = None
+        offset = 0
+        for value in values:
+            size = length(value.axes[dim])
+            placed = self.embed(value, dim, offset, offset + size, 1, along)
+            out, offset = placed if out is None else self.add(out, placed), offset + size
+        assert out is not None
+        return out
 
     def _concat_growing(self, values: Sequence[AnyValue], dim: int) -> AnyValue:
         lengths, unit, total = pieces([v.axes[dim] for v in values])

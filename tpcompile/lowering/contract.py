@@ -16,6 +16,7 @@ from tpcompile.analysis import blocks
 from tpcompile.analysis.parity import init_name
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Contract, Dim, Fluctuation, Mul, Node, Width
+from tpcompile.lowering import families
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import single
 from tpcompile.lowering.matrix import Matrices
@@ -28,6 +29,7 @@ from tpcompile.lowering.value import (
     AnyValue,
     Axis,
     Block,
+    Fixed,
     InitTerm,
     MatrixValue,
     Multiple,
@@ -308,7 +310,8 @@ class Contractions:
         for exponent, node in x.terms:
             for term in m.inits:
                 number, product = self._apply_init(term, transpose, node, words)
-                items.append((exponent + term.exponent, number * term.coefficient, product))
+                if product is not None:
+                    items.append((exponent + term.exponent, number * term.coefficient, product))
             for outer in m.outers:
                 parts, noise = self._apply_outer(outer, transpose, node, words)
                 items += [(exponent + outer.exponent + e, c, y) for e, c, y in parts]
@@ -331,10 +334,22 @@ class Contractions:
         passed = (Multiple(of.nodes, of.beside | names, plus(of.rest, m.action)) for of in x.multiples)
         return replace(out, multiples=tuple(passed))
 
-    def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: Words) -> Weighted:
-        """``W_f x[f]``: the finite axes of W come first, in its own order."""
-        own = "".join(words.finite[term.finite.index(i)] for i in range(len(words.finite)))
-        c1, moved = self._arranged(node, words.x, own + words.rest, words.dims)
+    def _apply_init(self, term: InitTerm, transpose: bool, node: Node, words: Words) -> tuple[float, Node | None]:
+        """``W_f x[f]``: the finite axes of W come first, in its own order; None for zero."""
+        fixed = {x: i.index for x, i in zip(words.finite, term.finite, strict=True) if isinstance(i, Fixed)}
+        own = "".join(words.finite[term.finite.index(i)] for i in range(len(words.finite) - len(fixed)))
+        word, (number, node) = words.x, self.nodes.split(node)
+        for letter, index in fixed.items():
+            if letter not in word:
+                continue
+            at = word.index(letter)
+            here = families.taken(self.nodes, node, at, range(index, index + 1))
+            if here is None:
+                return 0.0, None
+            c, here = self.nodes.split(here)
+            word, number = word[:at] + word[at + 1 :], number * c
+            node = self.nodes.view(here, (*here.dims[:at], *here.dims[at + 1 :]))
+        c1, moved = self._arranged(node, word, own + words.rest, words.dims)
         out, into = (term.columns, term.rows) if transpose else (term.rows, term.columns)
         at = len(own) + words.rest.index(words.into)
         if into is not None:
@@ -343,7 +358,14 @@ class Contractions:
         if out is not None:
             product = self.parts.cut_node(product, at, out)
         have = own + words.rest.replace(words.into, words.free)
-        return c1 * c2, self.nodes.permute(product, [have.index(letter) for letter in words.result])
+        product = self.nodes.permute(product, [have.index(letter) for letter in words.result if letter in have])
+        product = self.nodes.view(product, tuple(1 if x in fixed else words.dims[x] for x in words.result))
+        for letter, index in fixed.items():
+            size = words.dims[letter]
+            assert isinstance(size, int)
+            at = words.result.index(letter)
+            product = families.within(self.nodes, product, at, range(index, index + 1), size)
+        return number * c1 * c2, product
 
     def _apply_outer(
         self, outer: OuterTerm, transpose: bool, node: Node, words: Words

@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 from tpcompile.analysis.exchange import Exchange
 from tpcompile.capture.graph import Capture, GraphNode, Ref, Scaled
 from tpcompile.errors import InitialisationError, TpcompileError, UnstableError, UnsupportedOperationError
-from tpcompile.ir import Builder, Init, Node
+from tpcompile.ir import Builder, Init, Node, Slice, reachable
 from tpcompile.laws import Constant, Law, Normal, Orthogonal, ParameterLaw, Pieces, mean_and_std
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.context import Context, axis_of
@@ -26,11 +27,13 @@ from tpcompile.lowering.value import (
     AnyValue,
     Axes,
     Block,
+    Fixed,
     InitTerm,
     MatrixValue,
     Value,
     flat,
     has_width,
+    is_width,
 )
 
 
@@ -100,8 +103,10 @@ def lower(
         algebra.place = context.place if node.kind == "call" else f"'{node.target}'"
         algebra.builder.origin = str(node.origin)
         algebra.depth = depth + _UPDATES if node.name in updated else depth
+        initial: frozenset[str] = frozenset()
         try:
             value = interpret(context, capture, node, values)
+            initial = frozenset() if node.kind == "call" else _initial(value)
             values[node.name] = value if adjust is None else adjust(context, node.name, value, values)
         except TpcompileError as error:
             if tolerant and node.kind == "call":
@@ -121,7 +126,7 @@ def lower(
                 raise wrapped from error
             undecided[node.name] = wrapped
             values[node.name] = unknown(node)
-        touches.find(node)
+        touches.find(node, initial)
         value = values[node.name]
         if isinstance(value, Value):
             value = values[node.name] = replace(value, touches=touches.of[node.name], rows=touches.rows[node.name])
@@ -139,6 +144,12 @@ def lower(
 def _law(capture: Capture, name: str) -> ParameterLaw:
     node = next(x for x in capture.nodes if x.kind in ("parameter", "buffer") and str(x.target) == name)
     return capture.laws[node.name]
+
+
+def _initial(value: AnyValue) -> frozenset[str]:
+    """The names of the initial values that a parameter is made of."""
+    nodes = [t.matrix for t in value.inits] if isinstance(value, MatrixValue) else [x for _, x in value.terms]
+    return frozenset(x.op.name for x in reachable(nodes) if isinstance(x.op, Init))
 
 
 def unknown(node: GraphNode) -> Any:
@@ -279,7 +290,7 @@ def parameter(context: Context, name: str, law: ParameterLaw, axes: Axes) -> Any
 
 def _pieces(context: Context, name: str, law: Pieces, axes: Axes) -> AnyValue:
     """Slices of an axis, each an initial value of its own."""
-    if has_width(axes) > 1:
+    if has_width(axes) > 1 and any(map(is_width, axes[: law.axis + 1])):
         raise InitialisationError(
             f"parameter '{name}' has slices of axis {law.axis} with different laws: of a matrix of two growing axes, "
             "all entries must have one law",
@@ -318,13 +329,22 @@ def _matrix(context: Context, name: str, law: Law, axes: Axes) -> MatrixValue:
     inits: list[InitTerm] = []
     outers = []
     whole = MatrixValue(axes)
-    finite = tuple(range(len(whole.finite)))
+    dims = flat(axes)
+    first = next(i for i, d in enumerate(dims) if not isinstance(d, int))  # finite axes that count matrices
+    finite = tuple(range(len(whole.finite) - first))
+    for index in product(*(range(d) for d in dims[:first] if isinstance(d, int))) if std > 0 else ():
+        at = tuple(map(Fixed, index))
+        if algebra.width is not None:
+            node = algebra.builder.node(Init(name, Normal(std), dims))
+            for axis, i in enumerate(index):
+                node = algebra.builder.node(Slice(axis, i, i + 1, 1), node)
+            inits.append(InitTerm(Fraction(0), 1.0, algebra.nodes.view(node, dims[first:]), False, (*at, *finite)))
+        else:
+            label = f"{name}[{', '.join(map(str, index))}]" if index else name
+            node = algebra.builder.node(Init(label, Normal(std), dims[first:]))
+            inits.append(InitTerm(exponent + HALF, 1.0, node, False, (*at, *finite)))
     if algebra.width is not None and not isinstance(law, Constant):
-        node = algebra.builder.node(Init(name, Normal(std), flat(axes)))
-        return context.matrices.make(axes, [InitTerm(Fraction(0), 1.0, node, False, finite)], [], None)
-    if std > 0:
-        node = algebra.builder.node(Init(name, Normal(std), flat(axes)))
-        inits.append(InitTerm(exponent + HALF, 1.0, node, False, finite))
+        return context.matrices.make(axes, inits, [], None)
     if mean != 0:
         ones = [algebra.nodes.expand(algebra.nodes.one, (*whole.finite, 1, width)) for width in whole.widths]
         mean, exponent = algebra.power(mean, exponent)

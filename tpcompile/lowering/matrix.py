@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Expand, Node, Slice, Unslice, View, Width
+from tpcompile.lowering import families
 from tpcompile.lowering.algebra import Algebra
 from tpcompile.lowering.axes import refactored
 from tpcompile.lowering.value import (
@@ -108,7 +109,7 @@ class Matrices:
             if v is not None:
                 number, base = self.nodes.split(v)
                 out.append(Block(number, u, base))
-        return tuple(out)
+        return families.stacked(self.nodes, out)
 
     def add(self, *summands: tuple[float, MatrixValue]) -> MatrixValue:
         """``sum_i c_i M_i`` of equal axes."""
@@ -353,8 +354,6 @@ class Matrices:
 
     def sum_finite(self, m: MatrixValue, dims: Sequence[int]) -> MatrixValue:
         """Sum over finite torch axes: they join the rank axis."""
-        if m.inits and any(m.axes[i] for i in dims):
-            raise UnsupportedOperationError("a sum over finite axes of a growing weight", where=self.a.place)
         keep = [i for i in range(len(m.axes)) if i not in dims]
         m = self.permute(m, [*keep, *dims])
         whole = replace(m, axes=m.axes[: len(keep)])
@@ -373,7 +372,8 @@ class Matrices:
             words = [string.ascii_letters[: len(x.dims)], string.ascii_letters[: len(flat(whole.axes))]]
             number, node = self.nodes.contract("->".join(words), [x])
             entries.append((e, self._times(number, node)))
-        return self.make(whole.axes, m.inits, outers, m.remainder, entries)
+        inits = [families.summed(self, t, count) for t in m.inits]
+        return self.make(whole.axes, inits, outers, m.remainder, entries)
 
     def chain(self, outer: OuterTerm) -> tuple[float, Node | None, Node, Node]:
         """``(number, coefficients along the rank axis or None if all equal, U, V)`` of all blocks joined."""

@@ -12,9 +12,10 @@ from fractions import Fraction
 from tpcompile.errors import UnsupportedOperationError
 from tpcompile.ir import Entries, Node, Outer, Width
 from tpcompile.lowering.algebra import Algebra
+from tpcompile.lowering.families import within
 from tpcompile.lowering.matrix import Matrices
 from tpcompile.lowering.nodes import Weighted
-from tpcompile.lowering.value import HALF, AnyValue, Block, InitTerm, MatrixValue, Value, flat, largest
+from tpcompile.lowering.value import HALF, AnyValue, Block, Fixed, InitTerm, MatrixValue, Value, flat, largest
 
 
 class Pairs:
@@ -93,7 +94,18 @@ class Pairs:
         growing = [i for i, d in enumerate(dims) if isinstance(d, Width)]
         plain = [i for i in range(len(dims)) if i not in growing]
         rows, columns = reversed(growing) if t.transpose else growing
-        finite, widths = iter(plain[i] for i in t.finite), iter((rows, columns))
-        order = [next(widths) if isinstance(d, Width) else next(finite) for d in flat(m.axes)]
+        where, whole = iter(t.finite), flat(m.axes)
+        fixed = {i: next(where) for i, d in enumerate(whole) if isinstance(d, int)}
+        at = {i: x.index for i, x in fixed.items() if isinstance(x, Fixed)}
+        finite = iter(plain[i] for i in t.finite if not isinstance(i, Fixed))
+        widths = iter((rows, columns))
+        order = [next(widths) if isinstance(d, Width) else next(finite) for i, d in enumerate(whole) if i not in at]
         matrix = self.nodes.builder.node(Entries(), t.matrix) if scaled else t.matrix
-        return t.coefficient, self.nodes.permute(matrix, order)
+        placed = self.nodes.view(
+            self.nodes.permute(matrix, order), tuple(1 if i in at else d for i, d in enumerate(whole))
+        )
+        for i, index in at.items():
+            size = whole[i]
+            assert isinstance(size, int)
+            placed = within(self.nodes, placed, i, range(index, index + 1), size)
+        return t.coefficient, placed

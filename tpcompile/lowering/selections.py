@@ -61,6 +61,11 @@ def repeated(builder: Builder, node: Node, axis: int) -> bool:
     return False
 
 
+def picked(builder: Builder, node: Node) -> Index | None:
+    """The entry of its operand at each place of the axis of a slice, its adjoint or a gather; None if not known."""
+    return _index(builder, node)
+
+
 def _joined(parts: list[tuple[float, Index]]) -> tuple[float, Index] | None:
     """``coefficient * selection`` that equals the sum of such; None if there is none. A coefficient of 0 is zero."""
     if len({len(index) for _, index in parts}) > 1:  # one of them is broadcast

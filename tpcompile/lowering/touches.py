@@ -39,9 +39,9 @@ class Touches:
         self.rows: dict[str, frozenset[Rows]] = {}
         self._moved: dict[str, str] = {}  # nodes that hold the entries of one initial matrix, moved
 
-    def find(self, node: GraphNode) -> None:
-        """What a node is computed from, once all that it reads is known."""
-        own = [] if node.kind == "call" else [self._start(node)]
+    def find(self, node: GraphNode, initial: frozenset[str]) -> None:
+        """What a node is computed from, once all that it reads is known; a parameter from ``initial`` values."""
+        own = [] if node.kind == "call" else [self._start(node), *initial]
         self.of[node.name] = frozenset(own).union(*(self.of[x] for x in node.operands))
         if node.kind == "parameter":
             growing = sum(size.power for size in node.shape or ())

@@ -96,18 +96,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """An index of a finite atom that an initial matrix does not have: it stands there, zeros at all others."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class InitTerm:
     """``coefficient * n**exponent * W`` (or its transpose) of an initial matrix W of entries Θ(n^(-1/2)).
 
-    ``finite`` says which of the finite axes of W stands at each finite atom of the value; ``rows`` and ``columns``
-    are the part of it that the value has, in the value's orientation; None is all.
+    ``finite`` says which of the finite axes of W, or which index, stands at each finite atom of the value; ``rows``
+    and ``columns`` are the part of it that the value has, in the value's orientation; None is all.
     """
 
     exponent: Fraction
     coefficient: float
     matrix: Node
     transpose: bool
-    finite: tuple[int, ...] = ()
+    finite: tuple[int | Fixed, ...] = ()
     rows: Part | None = None
     columns: Part | None = None
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tpcompile.capture.graph import Scaled
+from tpcompile.lowering import families
 from tpcompile.lowering.context import Context, length
 from tpcompile.lowering.registry import rule
 from tpcompile.lowering.rules.arithmetic import ne
@@ -40,7 +41,7 @@ def expand(ctx: Context, x: Any, size: Any, implicit: bool = False) -> Any:
             return ctx.filled(0)
         if ctx.current.origin.phase == "tangent" and axes[-len(x.axes) :] == x.axes:
             return replace(x, axes=(((),) * (len(axes) - len(x.axes)) + x.axes))  # one copy a sample: the same matrix
-        raise ctx.unsupported("a copied matrix of two growing axes")
+        return families.copied(ctx.matrices, x, axes)
     if has_width(axes) > 1:
         if x.is_zero:
             return ctx.filled(0)
