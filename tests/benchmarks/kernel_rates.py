@@ -2,7 +2,7 @@
 
 Prints, for models that no other library has, the root mean square distance of single draws from the limit, relative to
 the mean of the limit's diagonal, at a few widths, and the slope over the widths with its standard error (bootstrap over
-seeds). The theory says -1/2.
+seeds). The theory says -1/2; not for attention with 1/sqrt(d), where the kernel of one network stays random.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ MODELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...], bool]] = {
     "tied weights": (Tied, (3,), False),
     "batch normalisation": (Normed, (8,), True),
     "attention, 1/d": (lambda n: Attention(n, 1.0), (2, 3), False),
+    "attention, 1/sqrt(d)": (lambda n: Attention(n, 0.5), (2, 3), False),
     "RNN": (lambda n: Recurrent(n, nn.RNN), (2, 3), False),
     "GRU": (lambda n: Recurrent(n, nn.GRU), (2, 3), False),
     "LSTM": (lambda n: Recurrent(n, nn.LSTM), (2, 3), False),
