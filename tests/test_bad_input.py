@@ -99,7 +99,7 @@ NAN = torch.where(torch.arange(15).reshape(5, 3) == 7, torch.nan, X)
         ({"optimizer": lambda p: 1 / 0}, ["optimizer", "ZeroDivisionError"]),
         ({"test_inputs": X[:, :2]}, ["test_inputs", "(5, 2)"]),
         ({"test_inputs": 3}, ["test_inputs", "int"]),
-        ({"make": mlp(3), "inputs": "x"}, ["inputs"]),
+        ({"make": mlp(3)}, ["make", "finished model", "Sequential", "lambda width"]),
         ({"make": None}, ["make", "NoneType"]),
         ({"make": lambda n: (m := mlp(n), sgd(m.parameters()))}, ["optimizer", "factory"]),
         ({"widths": (16, 32)}, ["widths", "three"]),

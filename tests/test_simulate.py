@@ -288,10 +288,12 @@ def test_refusals():
         simulate(make, X, Y, steps=1, width=4)
     with pytest.raises(UsageError, match="targets of shape"):
         run(targets=Y[:2])
-    with pytest.raises(FactoryError, match="make\\(4\\) fails: ZeroDivisionError"):
+    with pytest.raises(FactoryError, match=r"make\(4\) fails: ZeroDivisionError.*at test_simulate.py:"):
         simulate(lambda n: 1 / 0, X, width=4)
     with pytest.raises(FactoryError, match="must return"):
         simulate(lambda n: 3, X, width=4)
+    with pytest.raises(UsageError, match="finished model"):
+        simulate(Net(4), X, width=4)
 
 
 def test_a_buffer_set_anew_changes_once_a_step():

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from tpcompile.capture.arguments import check_make
+from tpcompile.capture.origin import failing_source, first_line
 from tpcompile.errors import FactoryError, TpcompileError, UsageError
 from tpcompile.recording import forward_with_activations, unchanged
 from tpcompile.results import SimulationResult
@@ -237,12 +239,13 @@ def build(make: Make, width: int) -> tuple[nn.Module, torch.optim.Optimizer | No
 
 def build_training(make: Make, width: int) -> tuple[nn.Module, torch.optim.Optimizer | None, LRScheduler | None]:
     """``make(width)`` as a triple. Raises :class:`FactoryError` if it fails or returns something else."""
+    check_make(make)
     try:
         made = make(width)
     except TpcompileError:
         raise
     except Exception as error:
-        raise FactoryError(f"make({width}) fails: {type(error).__name__}: {error}") from error
+        raise FactoryError(f"make({width}) fails: {first_line(error)}", where=failing_source(error)) from error
     model, optimizer, scheduler = split(made)
     if not isinstance(model, nn.Module):
         raise FactoryError(

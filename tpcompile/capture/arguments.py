@@ -59,12 +59,7 @@ def check_arguments(
     exponents: bool = False,
 ) -> Arguments:
     """The arguments of :func:`tpcompile.capture.capture` in normal form, or a :class:`UsageError`."""
-    if not callable(make):
-        raise UsageError(
-            f"make must be a function of the width, got {type(make).__name__}",
-            where="make",
-            advice="pass `lambda width: MyModel(width)`",
-        )
+    check_make(make)
     _check_steps(steps)
     if loss is not None and not callable(loss):
         raise UsageError(f"loss must be callable(output, target), got {type(loss).__name__}", where="loss")
@@ -114,6 +109,18 @@ def check_arguments(
         variation=bool(variation),
         exponents=bool(exponents),
     )
+
+
+def check_make(make: Any) -> None:
+    """Refuse what is no function of the width; a finished model is callable, but has one width only."""
+    if isinstance(make, torch.nn.Module) or not callable(make):
+        kind = type(make).__name__
+        found = f"a finished model ({kind})" if isinstance(make, torch.nn.Module) else kind
+        raise UsageError(
+            f"make must be a function of the width, got {found}",
+            where="make",
+            advice="pass `lambda width: MyModel(width)`",
+        )
 
 
 def _check_steps(steps: Any) -> None:
