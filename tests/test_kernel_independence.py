@@ -11,6 +11,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tpcompile as tp
@@ -153,17 +154,17 @@ def test_a_readout_of_non_zero_mean_against_finite_networks() -> None:
     assert wrong > 5.0
 
 
-class Wide(nn.Module):
+class Narrowing(nn.Module):
     """Layers of different widths, a bias and smooth functions under a readout of non-zero mean."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.first, self.up, self.down = parameter(n, 3), parameter(2 * n, n), parameter(n, 2 * n)
-        self.bias, self.readout = parameter(2 * n), nn.Parameter(1 + torch.randn(1, n))
+        self.first, self.narrow, self.wide = parameter(2 * n, 3), parameter(n, 2 * n), parameter(2 * n, n)
+        self.bias, self.readout = parameter(n), nn.Parameter(1 + torch.randn(1, 2 * n))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(scaled(self.up, scaled(self.first, x)) + self.bias)
-        return scaled(self.readout, torch.tanh(scaled(self.down, x)))
+        x = torch.tanh(scaled(self.narrow, scaled(self.first, x)) + self.bias)
+        return scaled(self.readout, F.gelu(2 * scaled(self.wide, x)))
 
 
 class Residual(nn.Module):
@@ -191,7 +192,7 @@ class Recurrent(nn.Module):
         return scaled(self.readout, h)
 
 
-@pytest.mark.parametrize("model", [Wide, Residual, Recurrent])
+@pytest.mark.parametrize("model", [Narrowing, Residual, Recurrent])
 def test_other_models_under_a_readout_of_non_zero_mean(model: type[nn.Module]) -> None:
     x = inputs()
     k = tp.kernel(model, torch.zeros(3))
