@@ -169,6 +169,8 @@ def test_inspect(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
         (["compile", "{}/net.py:make", "--lr", "0.1"], ["optimizer"]),
         (["compile", "{}/net.py:bare"], ["needs an optimizer"]),
         (["compile", "{}/net.py:make", "--loss", "mse_los"], ["mse_los", "did you mean 'mse_loss'?"]),
+        (["compile", "{}/net.py:make", "--loss", "mse"], ["'mse'", "did you mean 'mse_loss'?"]),
+        (["compile", "{}/net.py:make", "--loss", "zzz"], ["'zzz'", "cross_entropy"]),
         (["compile", "{}/net.py:make", "--steps", "-1"], ["steps"]),
         (["compile", "{}/net.py:make", "--steps", "two"], ["--steps"]),
         (["compile", "{}/net.py:make", "--particles", "3"], ["particles"]),

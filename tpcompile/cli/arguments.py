@@ -66,7 +66,6 @@ def _loss(name: str) -> Callable[..., Any]:
     if callable(found) and not name.startswith("_"):
         return found
     known = [n for n in dir(functions) if n.endswith("_loss") or n.endswith("entropy")]
-    near = difflib.get_close_matches(name, known, n=1)
-    raise UsageError(
-        f"torch.nn.functional has no '{name}'", where="--loss", advice=f"did you mean '{near[0]}'?" if near else None
-    )
+    near = [n for n in known if name and n.startswith(name)] or difflib.get_close_matches(name, known, n=1)
+    advice = f"did you mean '{near[0]}'?" if near else "name one of its losses, such as mse_loss or cross_entropy"
+    raise UsageError(f"torch.nn.functional has no '{name}'", where="--loss", advice=advice)
