@@ -179,3 +179,22 @@ def test_adafactor_of_convolutions_is_followed():
     report = tp.verify(Images, x, Y, loss=F.cross_entropy, optimizer=optimizer, steps=1)
     assert report.changes["second", 1].exponent == HALF
     assert report.advised == "maximal update"
+
+
+def test_where_only_epsilons_are_in_the_way_the_verdict_below_their_width_is_told():
+    rules = derived(torch.optim.Adam)
+
+    def following_with(eps: float | None):
+        def made(n: int):
+            model = rules.apply_init_(perceptron(n), base_width=64)
+            groups = rules.param_groups(model, lr=0.01, base_width=64, eps=eps)
+            return model, torch.optim.Adam(groups)
+
+        return tp.verify(made, X, Y, loss=F.cross_entropy, steps=2)
+
+    unscaled, scaled = following_with(None), following_with(1e-8)
+    assert (unscaled.verdict, unscaled.verdict_below) == ("kernel regime", "maximal update")
+    assert unscaled.takeover_width is not None
+    assert 1e5 < unscaled.takeover_width < 1e9
+    assert "up to a width of about" in str(unscaled)
+    assert (scaled.verdict, scaled.verdict_below, scaled.takeover_width) == ("maximal update", None, None)

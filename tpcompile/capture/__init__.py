@@ -13,7 +13,7 @@ import torch
 
 from tpcompile.capture.align import Aligned, align, prune, simplify
 from tpcompile.capture.arguments import Arguments, check_arguments
-from tpcompile.capture.constants import fold_constants, graph_module, value_or_law
+from tpcompile.capture.constants import fold_constants, graph_module, numbers_in_place, value_or_law
 from tpcompile.capture.graph import Capture, GraphNode, Origin, Ref, Scaled, Size
 from tpcompile.capture.initialisation import copies, parameter_laws
 from tpcompile.capture.optimizers import shared_rates
@@ -89,7 +89,7 @@ def _captured(arguments: Arguments, growing: bool, exponents: bool) -> Capture:
         data |= {name: value for name, value in folded.data.items() if name in used}
         laws |= {name: law for name, law in folded.laws.items() if name in used}
         return Capture(
-            nodes=tuple(final.nodes.values()),
+            nodes=numbers_in_place(final.nodes, laws),
             outputs=final.outputs,
             data=arguments.data() | data,
             laws=laws,

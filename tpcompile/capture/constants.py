@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from tpcompile.capture.align import Aligned, redirect
-from tpcompile.capture.graph import GraphNode, Ref
+from tpcompile.capture.graph import GraphNode, Ref, Scaled
 from tpcompile.capture.initialisation import Recording, parameter_laws
 from tpcompile.capture.powers import power_of
 from tpcompile.errors import FactoryError, InitialisationError
@@ -147,3 +147,26 @@ def graph_module(aligned: Aligned, constants: Mapping[str, Tensor]) -> fx.GraphM
         made[name].meta = {k: v for k, v in old.meta.items() if k in ("shape", "dtype", "origin")}
     graph.output({name: made[ref.name] for name, ref in aligned.outputs.items()})
     return fx.GraphModule(root, graph)
+
+
+def numbers_in_place(nodes: Mapping[str, GraphNode], laws: Mapping[str, ParameterLaw]) -> tuple[GraphNode, ...]:
+    """The nodes, with products and quotients by a constant of one number (a buffer, say) written as those by a number.
+
+    A multiplier is one however the model holds it.
+    """
+    found: dict[str, Scaled] = {}
+    for name, node in nodes.items():
+        law = laws.get(name)
+        if node.kind in ("buffer", "constant") and node.shape == () and isinstance(law, Constant):
+            found[name] = Scaled(law.value, law.width_exponent)
+
+    def written(node: GraphNode) -> GraphNode:
+        target = str(node.target)
+        if node.kind != "call" or target not in ("aten.mul.Tensor", "aten.div.Tensor") or len(node.args) != 2:
+            return node
+        first, second = (found.get(x.name, x) if isinstance(x, Ref) else x for x in node.args)
+        if isinstance(first, Scaled) and target == "aten.mul.Tensor":
+            first, second = second, first
+        return node if isinstance(first, Scaled) else replace(node, args=(first, second))
+
+    return tuple(map(written, nodes.values()))

@@ -28,7 +28,7 @@ from tpcompile.parametrization.effects import (
     zero_like,
 )
 from tpcompile.parametrization.sizes import ZERO, Exponent, Size, better, scaled, size_of
-from tpcompile.parametrization.takeover import beside_epsilon, takeovers
+from tpcompile.parametrization.takeover import Takeover, beside_epsilon, takeovers
 
 DEEPEST = 5 * HALF
 _ADDING = frozenset(f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "addcdiv.default", "addcmul.default"))
@@ -60,7 +60,7 @@ class Sizes:
     found: Mapping[Key, Size]
     finite: frozenset[str] = frozenset()  # activations and parameters' outputs that do not grow with the width
     undecided: Mapping[str, TpcompileError] = field(default_factory=dict)
-    takeovers: tuple[str, ...] = ()  # numbers of updates that outgrow what they are added to, in words
+    takeovers: tuple[Takeover, ...] = ()  # numbers of updates that outgrow what they are added to
     beside_epsilon: Mapping[str, Fraction] = field(default_factory=dict)  # what epsilons are added to, by parameter
     by_use: Mapping[UseKey, Size] = field(default_factory=dict)  # of parameters, for each operation that uses them
     behind: Mapping[str, Fraction] = field(default_factory=dict)  # powers of n that what reads an activation adds

@@ -83,6 +83,8 @@ class Report:
     cases: Mapping[str, str] = field(default_factory=dict)  # where the verdict hangs on them: what it is in each case
     advice: tuple[str, ...] = ()  # what to change for maximal updates
     advised: str | None = None  # the verdict on the same setup with all of the advice applied
+    takeover_width: float | None = None  # about where an epsilon takes over, beyond which the exponents hold
+    verdict_below: str | None = None  # the verdict for smaller widths, where nothing but epsilons is in the way
 
     def size(self, name: str, step: int = 0) -> Size:
         """Size of an activation, "outputs" or "loss" before that step, or the bound that is known of it."""
@@ -121,6 +123,8 @@ class Report:
         """Everything as plain values; exponents as strings such as "-1/2", "-inf", "<= 0", "?"."""
         return {
             "verdict": self.verdict,
+            "verdict_below": self.verdict_below,
+            "takeover_width": self.takeover_width,
             "stable": self.stable,
             "first_problem": self.first_problem,
             "steps": self.steps,

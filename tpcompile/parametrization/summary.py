@@ -31,6 +31,7 @@ def make_report(setup: Capture, sizes: Sizes, shifts: Mapping[str, Shift] | None
         notes=_notes(parameters, sizes, setup),
         undecided={name: str(error) for name, error in sizes.undecided.items()},
         open_values=open_values(sizes, setup.activations),
+        takeover_width=min((takeover.width for takeover in sizes.takeovers), default=None),
         cases=cases(sizes, setup.activations, setup.steps, parameters) if found.name == "undecided" else {},
     )
 
@@ -56,7 +57,7 @@ def _table(sizes: Sizes, quantity: str, names: tuple[str, ...]) -> dict[tuple[st
 
 
 def _notes(parameters: Mapping[str, ParameterReport], sizes: Sizes, setup: Capture) -> tuple[str, ...]:
-    notes = [*setup.notes, *sizes.takeovers]
+    notes = [*setup.notes, *(takeover.text for takeover in sizes.takeovers)]
     frozen = [p.name for p in parameters.values() if p.lr_exponent is None]
     if frozen:
         notes.append(f"not trained, so flat in a coordinate check whatever their scale: {', '.join(frozen)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -17,8 +18,16 @@ _SUMS = frozenset(("aten.add.Tensor", "aten.add.Scalar", "aten.maximum.default")
 _BOUNDS = frozenset(("aten.clamp.default", "aten.clamp_min.default"))
 
 
-def takeovers(capture: Capture, lowered: Lowered) -> tuple[str, ...]:
-    """What is to be said of every number that is the larger one in the limit, with the width from which on it is.
+@dataclass(frozen=True)
+class Takeover:
+    """A number that is the larger one in the limit, in words, and the width from which on it is."""
+
+    text: str
+    width: float
+
+
+def takeovers(capture: Capture, lowered: Lowered) -> tuple[Takeover, ...]:
+    """Every number that is the larger one in the limit.
 
     The width is where the two cross, from their sizes at the largest probe width and their exponents: an order of
     magnitude for the traced initial values and inputs.
@@ -87,12 +96,18 @@ def _constant(capture: Capture, x: Any) -> Scaled | None:
     return Scaled(float(data), Fraction(0)) if data is not None and data.dim() == 0 else None
 
 
-def _note(number: Scaled, exponent: Fraction, where: dict[str, float]) -> str:
+def _note(number: Scaled, exponent: Fraction, where: dict[str, float]) -> Takeover:
     names = ", ".join(f"`{name}`" for name in where if name) or "the parameters"
     size = f"{number.coefficient:.3g}" + (f" n^{number.exponent}" if number.exponent else "")
     crossing = min(where.values()) / math.log(10)
-    width = f"a width of about {10**crossing:.0e}" if crossing < 30 else "a width that no computer reaches"
-    return (
+    width = about(10**crossing) if crossing < 30 else "a width that no computer reaches"
+    text = (
         f"the number {size} in the update of {names} stands beside values of size n^{exponent}: it takes over from "
         f"{width} on, and the exponents here are those beyond it"
     )
+    return Takeover(text, 10 ** min(crossing, 300.0))
+
+
+def about(width: float) -> str:
+    """An order of magnitude of a width."""
+    return f"a width of about {width:.0e}"

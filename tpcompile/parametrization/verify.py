@@ -12,7 +12,7 @@ from tpcompile.collector import put_off
 from tpcompile.errors import TpcompileError
 from tpcompile.laws import Law
 from tpcompile.parametrization.advice import advice_lines
-from tpcompile.parametrization.changes import Run
+from tpcompile.parametrization.changes import NONE, Change, Run
 from tpcompile.parametrization.doubts import Doubts, both
 from tpcompile.parametrization.factors import solution
 from tpcompile.parametrization.measure import Measurement
@@ -70,4 +70,9 @@ def advised(run: Run, measured: Measurement, report: Report) -> Report:
     if not after.stable:
         why = f"what was derived for maximal updates is {after.verdict} ({after.first_problem}), so it is left out"
         return replace(report, notes=(*report.notes, why))
-    return replace(report, advice=lines, advised=after.verdict)
+    beyond = report.takeover_width is not None and not found.factors and all(map(_epsilon_only, found.changes.values()))
+    return replace(report, advice=lines, advised=after.verdict, verdict_below=after.verdict if beyond else None)
+
+
+def _epsilon_only(change: Change) -> bool:
+    return replace(change, epsilon=NONE) == Change()

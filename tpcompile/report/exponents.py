@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tpcompile.parametrization.report import plain
 from tpcompile.parametrization.sizes import ZERO
+from tpcompile.parametrization.takeover import about
 
 if TYPE_CHECKING:
     from tpcompile.parametrization.empirical import CoordinateCheck
@@ -49,6 +50,9 @@ def write_html(report: Report, path: str | Path) -> None:
 def render(report: Report) -> RenderableType:
     """Verdict, tables and advice for rich."""
     parts: list[RenderableType] = [Text.assemble("verdict: ", (report.verdict, _COLOURS[report.verdict]))]
+    if report.verdict_below is not None and report.takeover_width is not None:
+        until = f"up to {about(report.takeover_width)}, where an epsilon takes over from the gradients: "
+        parts.append(Text.assemble(until, (report.verdict_below, _COLOURS[report.verdict_below])))
     if report.first_problem:
         parts.append(Text(f"first problem: {report.first_problem}", style="red"))
     steps = range(1, report.steps + 1)
