@@ -48,7 +48,6 @@ class Model:
     grown: dict[str, float]
     result: str = "logits"
     embedding: float = 0.0  # power of the width in the embedding's entries: some multiply them by its root
-    verdict: str = "maximal update"
 
     @property
     def data(self) -> tuple[Tensor, Tensor]:
@@ -81,8 +80,7 @@ LATENT = {
 
 def causal(name: str, fixed: dict[str, Any], grown: dict[str, float], embedding: float = 0.0) -> Model:
     config = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
-    verdict = "feature learning" if embedding else "maximal update"  # the root is a buffer: not seen as a multiplier
-    return Model(f"{name}ForCausalLM", config, fixed, grown, embedding=embedding, verdict=verdict)
+    return Model(f"{name}ForCausalLM", config, fixed, grown, embedding=embedding)
 
 
 def masked(name: str, positions: int = 8) -> Model:

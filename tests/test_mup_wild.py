@@ -198,3 +198,43 @@ def test_where_only_epsilons_are_in_the_way_the_verdict_below_their_width_is_tol
     assert 1e5 < unscaled.takeover_width < 1e9
     assert "up to a width of about" in str(unscaled)
     assert (scaled.verdict, scaled.verdict_below, scaled.takeover_width) == ("maximal update", None, None)
+
+
+def test_a_parameter_that_nothing_reads_is_left_out_of_the_verdict():
+    class Spare(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.layers, self.spare = perceptron(n), nn.Linear(n, n)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    rules = tp.mup(Spare, X, Y, loss=F.cross_entropy, optimizer=torch.optim.Adam, steps=2)
+    assert rules.report.verdict == "maximal update"
+    (note,) = [line for line in rules.report.notes if "not read" in line]
+    assert "spare.weight, spare.bias" in note
+
+
+def test_bounds_that_earlier_layers_make_large_are_no_learning_rates():
+    """Five attentions without norms: at the first rates only bounds are known behind the first, up to n^200."""
+
+    class Stack(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, n)
+            self.maps = nn.ModuleList(nn.Linear(n, 3 * n) for _ in range(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for projections in self.maps:
+                q, k, v = projections(x).chunk(3, dim=-1)
+                x = x + torch.softmax(q @ k.mT / x.shape[-1] ** 0.5, -1) @ v
+            return x
+
+    def make(n: int):
+        model = Stack(n)
+        return model, torch.optim.SGD(model.parameters(), lr=1 / n)
+
+    x = torch.randn(1, 3, 3, generator=torch.Generator().manual_seed(0))
+    report = tp.verify(make, x, torch.zeros(1), lambda y, t: y.square().mean(), steps=1)
+    assert report.advised == "maximal update"

@@ -32,6 +32,7 @@ class ParameterReport:
     propagated: tuple[Size, ...]
     start: Size
     readout: bool  # its operation's output does not grow with the width
+    used: bool = True  # whether the forward pass reads it
 
     @property
     def gradient_exponent(self) -> Exponent | None:

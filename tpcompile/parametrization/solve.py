@@ -29,6 +29,7 @@ from tpcompile.parametrization.sizes import ZERO
 from tpcompile.parametrization.ties import excess, grown_parameters, grown_uses, shared
 
 _MOST_ROUNDS, _MOST_TIES, _MOST_LOWERED = 40, 8, 2
+_FAR = Fraction(3)  # a bound beyond is none that a learning rate is changed by while others are known
 _AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
 
 
@@ -130,6 +131,7 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
     lowered: Counter[str] = Counter()  # how often initial values were too large: what grows again is not raised again
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
+    tried: dict[str, Shift] = {}  # moves by what is only a bound
     deepest = 2 * HALF
     seen: set[tuple[Shift, ...]] = set()
     guessed: set[str] = set()  # parameters whose rates were raised
@@ -141,6 +143,15 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
         if excess(several, sizes, setup.steps):
             return latest  # a matter of multipliers
         moves = _first_effects(setup, sizes, [name for name in names if name not in late])
+        bounds = {n: move for n, move in moves.items() if not sizes["effect", n, _first_step(setup, sizes, n)].exact}
+        stuck = [n for n, move in bounds.items() if tried.get(n) == move]
+        if stuck and deepest < DEEPEST:  # bounds that do not follow the rates: what was cut off decides
+            deepest, tried = DEEPEST, {}
+            continue
+        tried |= bounds
+        moves = {n: move for n, move in moves.items() if n not in stuck}
+        if len(bounds) < len(moves):  # large bounds are what others make of a value: these come first
+            moves = {n: move for n, move in moves.items() if n not in bounds or abs(move.rate) <= _FAR}
         if not moves:
             moves, grown = _growth(setup, sizes, names, random)
             late |= grown
@@ -172,6 +183,12 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
     )
 
 
+def _first_step(setup: Capture, sizes: Sizes, name: str) -> int:
+    """The first step at which a parameter has an effect; 0 if there is none."""
+    steps = (t for t in range(1, setup.steps + 1) if sizes["effect", name, t].exponent != -math.inf)
+    return next(steps, 0)
+
+
 def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[str, Shift]:
     """Learning rates at which the first effect is Θ(1); where only a bound is known, at which it is O(1).
 
@@ -180,8 +197,7 @@ def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[s
     fixed = fixed_parameters(setup)
     moves = {}
     for name in names:
-        steps = (t for t in range(1, setup.steps + 1) if sizes["effect", name, t].exponent != -math.inf)
-        t = next(steps, 0)
+        t = _first_step(setup, sizes, name)
         first = sizes["effect", name, t].bound if t else -math.inf
         if t and name in fixed:
             first = max(first, sizes["update", name, t].bound + _behind(setup, name, t))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from tpcompile.capture import Capture
 from tpcompile.parametrization.cases import cases, open_values
+from tpcompile.parametrization.effects import uses
 from tpcompile.parametrization.measure import Shift, Sizes, init_exponent, parameter_names, trained
 from tpcompile.parametrization.report import ParameterReport, Report, first_exponent
 from tpcompile.parametrization.sizes import Size
@@ -49,6 +50,7 @@ def _parameter(setup: Capture, sizes: Sizes, name: str, shift: Shift) -> Paramet
         propagated=tuple(sizes["propagated", name, t] for t in steps),
         start=sizes["start", name, 0],
         readout=name in sizes.finite,
+        used=bool(uses(setup, name, 0)),
     )
 
 
@@ -69,10 +71,13 @@ def _notes(parameters: Mapping[str, ParameterReport], sizes: Sizes, setup: Captu
         f"when training has aligned them: divide it by n^{p.later} more (attention: 1/d for 1/sqrt(d))"
         for p in aligned(sizes, setup.steps)
     ]
+    unused = [p.name for p in parameters.values() if not p.used]
+    if unused:
+        notes.append(f"not read by the forward pass, so left out of the verdict: {', '.join(unused)}")
     still = [
         p.name
         for p in parameters.values()
-        if p.lr_exponent is not None and p.effect and first_exponent(p.effect) == -math.inf
+        if p.lr_exponent is not None and p.used and p.effect and first_exponent(p.effect) == -math.inf
     ]
     if still:
         notes.append(f"never moved in {setup.steps} steps (its gradient is exactly zero): {', '.join(still)}")

@@ -96,7 +96,7 @@ def verdict(
     hidden = [a for a in activations if a not in sizes.finite]
     moved = [size("change", a, t) for size in (sizes.used, sizes.own) for a in hidden for t in range(1, steps + 1)]
     if any(s.exponent == 0 for s in moved):
-        trained = [p for p in parameters.values() if p.lr_exponent is not None]
+        trained = [p for p in parameters.values() if p.lr_exponent is not None and p.used]
         full = all(p.maximal and _starts_maximal(p) for p in trained)
         return Verdict("maximal update" if full else "feature learning", True, None)
     if all(s.bound < 0 for s in moved):
