@@ -152,10 +152,12 @@ def test_adadelta_scales_with_its_epsilon():
     rules = derived(torch.optim.Adadelta)
     adam = derived(torch.optim.Adam)
     for name, rule in rules.items():
-        gradient = rule.gradient_exponent
+        gradient, before = rule.gradient_exponent, adam[name]
+        assert gradient is not None
+        assert before.lr_exponent is not None
         assert rule.epsilon_exponent == 2 * gradient
-        assert rule.init_exponent == adam[name].init_exponent
-        assert rule.lr_exponent == adam[name].lr_exponent - gradient
+        assert rule.init_exponent == before.init_exponent
+        assert rule.lr_exponent == before.lr_exponent - gradient
     assert rules.report.verdict == "maximal update"
 
 

@@ -11,6 +11,7 @@ import tpcompile as tp
 from tpcompile.evaluate.tapes import Input, Refused, Side, Tape, recorded
 from tpcompile.evaluate.tapes.script import Script
 from tpcompile.kernels import job
+from tpcompile.kernels.plan import Plan
 
 SPECS = {
     "relu": deep(3, RELU, 1.4, 0.1),
@@ -22,6 +23,13 @@ SPECS = {
     "norm": [("dense", 1.2, 0.1), ("norm",), RELU, ("dense", 1.3, 0.2)],
     "sum": [("dense", 1.2, 0.1), ("sum", [RELU, ("dense", 1.0, 0.0)], [("dense", 0.5, 0.1)]), ERF, ("dense", 1.3, 0.2)],
 }
+
+
+def tapes_of(kernel: tp.Kernel) -> list[Tape | None]:
+    """What was recorded for the tangent kernel."""
+    plan = kernel._plan(True)
+    assert isinstance(plan, Plan)
+    return list(plan.tapes.values())
 
 
 def kernels(monkeypatch, kernel, x, y, recording: bool, dtype=None, block=None):
@@ -50,7 +58,7 @@ def test_the_same_kernels(monkeypatch, name):
                     scale = b.abs() + b.abs().median()
                     assert ((a - b).abs() / scale).max() < tolerance
                     assert second is not None or torch.equal(a, a.T)
-    made = [t is not None for t in kernel._plan(True).tapes.values()]
+    made = [t is not None for t in tapes_of(kernel)]
     assert set(made) == {name != "sin"}
 
 
@@ -73,7 +81,7 @@ def test_the_same_convolutions(monkeypatch, name):
             for a, b in zip(kernels(monkeypatch, kernel, x, second, True), slow, strict=True):
                 assert ((a - b).abs() / (b.abs() + b.abs().median())).max() < 1e-11
                 assert second is not None or torch.equal(a, a.T)
-    assert all(t is not None for t in kernel._plan(True).tapes.values())
+    assert all(t is not None for t in tapes_of(kernel))
 
 
 def test_threads_do_not_change_convolutions(monkeypatch):
@@ -95,7 +103,7 @@ def test_calls_are_joined():
     """What NumPy does not compute takes one call between two of its own."""
     kernel = tp.kernel(make(SPECS["relu"], (5,)), torch.zeros(5))
     kernel(torch.randn(300, 5))
-    (tape,) = (t for t in kernel._plan(True).tapes.values() if t is not None)
+    (tape,) = (t for t in tapes_of(kernel) if t is not None)
     (workspace,) = (w for found in tape.idle.values() for w in found[:1])
     numpy = sum(x.by_numpy and x.name != "snap" for x in tape.order if tape.stage[x] is None)
     for block in workspace.blocks.values():
