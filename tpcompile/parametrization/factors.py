@@ -69,13 +69,19 @@ def solution(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]]
         return measured, sizes, make_report(measured.capture, sizes)
 
     for _ in range(_MOST_ROUNDS):
-        changes = solve(run, Measurement(setup, earlier=own, factors=exponents, generic=True), given)
-        measured, sizes, report = followed(changes)
-        moves, hidden = _moves(measured.capture, sizes, guessed, report.stable)
+        changes, found = solve(run, Measurement(setup, earlier=own, factors=exponents, generic=True), given)
+        sizes = found.settled()  # products that grow are seen before anything is traced again
+        stable = make_report(found.capture, sizes, found.shifts).stable
+        moves, hidden = _moves(found.capture, sizes, guessed, stable)
+        if not moves:
+            measured, sizes, report = followed(changes)
+            moves, hidden = _moves(measured.capture, sizes, guessed, report.stable)
         if not moves:
             break
         guessed |= hidden
         exponents = {i: exponents.get(i, Fraction(0)) - moves.get(i, Fraction(0)) for i in {*exponents, *moves}}
+    else:
+        measured, sizes, report = followed(changes)
     if report.verdict not in _LEARNING:  # epsilons in their place may be what updates scale with (Adadelta)
         rates = settle(run.changed(changes), measured)
         if any(rates.values()):

@@ -33,8 +33,12 @@ _FAR = Fraction(3)  # a bound beyond is none that a learning rate is changed by 
 _AWAY = Fraction(-8)  # puts an epsilon or a weight decay below everything else
 
 
-def solve(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | None = None) -> dict[str, Change]:
+def solve(
+    run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | None = None
+) -> tuple[dict[str, Change], Measurement]:
     """What every parameter of a run needs for the maximal update parametrization; ``own`` measures it as it is.
+
+    Also the measurement that this was found by, with epsilon and weight decay out of the way.
 
     Multipliers only where one parameter stands in operations that ask for different scales, or as ``given``. Initial
     values and learning rates are solved for with epsilon and weight decay out of the way: these follow,
@@ -89,7 +93,7 @@ def solve(run: Run, own: Measurement, given: Mapping[str, Sequence[Fraction]] | 
             kept = -rate - setup.settings[name]["weight_decay"].exponent
             change = replace(change, decay=_AWAY if decay_kind(setup, name) == "normalised" else kept)
         changes[name] = change
-    return changes
+    return changes, latest
 
 
 def settle(run: Run, measured: Measurement) -> dict[str, Fraction]:
