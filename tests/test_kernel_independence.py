@@ -42,13 +42,17 @@ def errors_from(k: tp.Kernel, x: Tensor, *limits: Tensor) -> list[float]:
     return [float(((found.mean(0) - limit) / error).abs().max()) for limit in limits]
 
 
-class BackAndForth(nn.Module):
-    """A matrix and then its transpose, or an independent one."""
+class Twice(nn.Module):
+    """A matrix that is used twice, or an independent one in its second place."""
 
     def __init__(self, n: int, independent: bool) -> None:
         super().__init__()
         self.first, self.weight, self.readout = parameter(n, 3), parameter(n, n), parameter(1, n)
         self.other = parameter(n, n) if independent else None
+
+
+class BackAndForth(Twice):
+    """A matrix and then its transpose, or an independent one."""
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(scaled(self.weight, x @ self.first.T / 3**0.5))
@@ -56,13 +60,8 @@ class BackAndForth(nn.Module):
         return scaled(self.readout, torch.relu(scaled(back, h)))
 
 
-class TiedReadout(nn.Module):
+class TiedReadout(Twice):
     """The readout ``W o`` is tied to the hidden matrix W, or made of an independent one."""
-
-    def __init__(self, n: int, independent: bool) -> None:
-        super().__init__()
-        self.first, self.weight, self.readout = parameter(n, 3), parameter(n, n), parameter(1, n)
-        self.other = parameter(n, n) if independent else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(scaled(self.weight, torch.relu(x @ self.first.T)))

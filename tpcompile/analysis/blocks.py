@@ -19,7 +19,7 @@ import numpy as np
 
 from tpcompile import nonlin
 from tpcompile.analysis.memo import bottom_up
-from tpcompile.analysis.parity import Parity
+from tpcompile.analysis.parity import Parity, init_name
 from tpcompile.ir import (
     Concat,
     Contract,
@@ -105,8 +105,8 @@ class Support:
         if not any(isinstance(x.op, SplitWidth) for x in vectors):
             return False
         walk = _Walk(vectors, False, self)
-        met = {_name(x) for x in _vectors(kept) if isinstance(x.op, Init)}
-        flips = [(i, flip) for i, flip in enumerate(walk.flips) if _name(flip.node) in names & met]
+        met = {init_name(x) for x in _vectors(kept) if isinstance(x.op, Init)}
+        flips = [(i, flip) for i, flip in enumerate(walk.flips) if init_name(flip.node) in names & met]
 
         def signs(nodes: tuple[Node, ...], pattern: tuple[int, ...]) -> set[int]:
             together = [i for i, flip in flips if flip.signs == pattern]
@@ -122,11 +122,6 @@ class Support:
     def _find(self, node: Node) -> frozenset[Node]:
         own = frozenset([node]) if isinstance(node.op, Init) else frozenset()
         return own.union(*(self._known[x] for x in _vector_operands(node)))
-
-
-def _name(node: Node) -> str:
-    assert isinstance(node.op, Init)
-    return node.op.name
 
 
 def _all(signs: Signs) -> Signs:

@@ -165,6 +165,12 @@ class Capture:
         return replace(self, nodes=nodes, outputs=outputs)
 
     @cached_property
+    def grown_parameters(self) -> frozenset[str]:
+        """Parameters that have an axis that grows with the width."""
+        kept = (x for x in self.nodes if x.kind == "parameter" and any(size.power for size in x.shape or ()))
+        return frozenset(str(x.target) for x in kept)
+
+    @cached_property
     def computed(self) -> frozenset[str]:
         """Nodes of forward passes that are activations, not made of weights only.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpcompile.capture import Capture
+from tpcompile.evaluate.gaussian.structure import input_nodes
 from tpcompile.evaluate.limit import Settings, estimate
 from tpcompile.evaluate.threads import Tick
 from tpcompile.ir import (
@@ -30,7 +32,7 @@ from tpcompile.ir import (
     reachable,
     split_spec,
 )
-from tpcompile.kernels.plan import Pairs
+from tpcompile.kernels.plan import Pairs, input_name
 from tpcompile.lowering.kernel import KernelProgram, compile_kernel
 
 
@@ -109,21 +111,18 @@ def _by_position(matrix: Tensor, count: int, node: Node, pairs: Pairs) -> Tensor
     kept = "".join(x[i] for x in (first, second) for i in pairs.kept)
     spec = f"{a}{''.join(first)}{b}{''.join(second)}->{a}{b}{kept}"
     alike = [d for i, d in enumerate(dims) if i not in pairs.kept]
-    return torch.einsum(spec, matrix.reshape(count, *dims, count, *dims)) / max(1, torch.Size(alike).numel())
+    return torch.einsum(spec, matrix.reshape(count, *dims, count, *dims)) / math.prod(alike)
 
 
 def _joined(program: Program, roots: dict[str, Node], inputs: Tensor) -> Program:
     """The program on all inputs at once: what depends on the input once for each of them, along a new first axis."""
     builder = Builder()
     builder.data.update(program.data)
-    names = [n.op for n in program.nodes if isinstance(n.op, Data) and n.op.name.startswith("inputs#")]
+    name = input_name(program)
+    moving = input_nodes(program, name)
     shared: dict[Node, Node] = {}
     wanted = reachable(roots.values())
-    moving = set()
-    for node in wanted:
-        if node.op in names or any(x in moving for x in node.operands):
-            moving.add(node)
-    copies: dict[str, list[Node]] = {name: [] for name in roots}
+    copies: dict[str, list[Node]] = {root: [] for root in roots}
     for i in range(len(inputs)):
         made = dict(shared)
         for node in wanted:
@@ -131,18 +130,17 @@ def _joined(program: Program, roots: dict[str, Node], inputs: Tensor) -> Program
                 continue
             builder.origin = program.origins.get(node, "")
             op = node.op
-            if op in names:
-                assert isinstance(op, Data)
+            if isinstance(op, Data) and op.name == name:
                 value = inputs[i].reshape(op.shape)
                 op = replace(op, name=f"{op.name}/{i}")
                 builder.data[op.name] = value.double() if value.is_floating_point() else value
             made[node] = builder.node(op, *(made[x] for x in node.operands))
             if node not in moving:
                 shared[node] = made[node]
-        for name, root in roots.items():
-            copies[name].append(builder.node(View((1, *root.dims)), made[root]))
-    stacked = {name: builder.node(Concat(0), *nodes) for name, nodes in copies.items()}
-    outputs = {name: Output(((Fraction(0), node),), None, node.dims) for name, node in stacked.items()}
+        for root, node in roots.items():
+            copies[root].append(builder.node(View((1, *node.dims)), made[node]))
+    stacked = {root: builder.node(Concat(0), *nodes) for root, nodes in copies.items()}
+    outputs = {root: Output(((Fraction(0), node),), None, node.dims) for root, node in stacked.items()}
     return finish(builder, outputs)
 
 

@@ -17,7 +17,7 @@ from tpcompile.evaluate.gaussian.moments import Factor, Moments
 from tpcompile.evaluate.gaussian.terms import Array, Poly, unified
 from tpcompile.evaluate.tapes import Tape
 from tpcompile.evaluate.threads import single_threaded
-from tpcompile.ir import Data, Node
+from tpcompile.ir import Data, Node, Program
 from tpcompile.laws import Law
 from tpcompile.lowering.kernel import KernelProgram, compile_kernel
 
@@ -99,13 +99,18 @@ class Traces:
 def plan_kernels(captured: Capture, tangent: bool) -> Plan:
     """Lower a trace and plan its kernels."""
     program = compile_kernel(captured)
-    names = [n.op.name for n in program.program.nodes if isinstance(n.op, Data) and n.op.name.startswith("inputs#")]
-    moments = Moments(program.program, names[0] if names else "")
+    moments = Moments(program.program, input_name(program.program))
     moments.plan_scalars()
     factoring = Factoring(moments.constant)
     nngp = _pairs(moments, program.output, program.output_exponent, factoring)
     ntk = _pairs(moments, program.variation, program.variation_exponent, factoring) if tangent else None
     return Plan(program, moments, nngp, ntk)
+
+
+def input_name(program: Program) -> str:
+    """The data that is the model's input; empty if it does not depend on it."""
+    names = (node.op.name for node in program.nodes if isinstance(node.op, Data))
+    return next((name for name in names if name.startswith("inputs#")), "")
 
 
 def generic(example: Tensor) -> Tensor:

@@ -277,7 +277,7 @@ def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[str, i
         if value is not None:
             out.append((quantity, step, use, size_of(value), not has_width(value.axes)))
 
-    fixed = fixed_parameters(capture)
+    narrow = name not in capture.grown_parameters
     first = [share(capture, lowered, use, name, 0, start) for use in uses(capture, name, 0)]
     for i, (use, value) in enumerate(zip(uses(capture, name, 0), first, strict=True)):
         note("start", 0, i, value)
@@ -287,7 +287,7 @@ def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[str, i
         moved = difference(lowered, lowered.nodes[parameter_node(capture, name, step)], start)
         for i, use in enumerate(uses(capture, name, step)):
             if trained(capture, name):
-                own = scaled(size_of(moved), use.factor) if name in fixed and moved is not None else None
+                own = scaled(size_of(moved), use.factor) if narrow and moved is not None else None
                 if own is not None:  # what it multiplies may only be small at first
                     out.append(("effect", step, i, own, False))
                 if own is None or own.exponent is None or own.exponent <= 0:  # else it grows, whatever it does
@@ -297,12 +297,6 @@ def _effects(capture: Capture, lowered: Lowered, name: str) -> list[tuple[str, i
             if through is not None and before is not None:
                 note("propagated", step, i, difference(lowered, through, before))
     return out
-
-
-def fixed_parameters(capture: Capture) -> frozenset[str]:
-    """Parameters of no growing axis."""
-    nodes = (node for node in capture.nodes if node.kind == "parameter")
-    return frozenset(str(node.target) for node in nodes if not any(s.power for s in node.shape or ()))
 
 
 def _reasons(capture: Capture, lowered: Lowered) -> dict[str, str]:

@@ -19,14 +19,13 @@ from tpcompile.parametrization.measure import (
     Measurement,
     Shift,
     Sizes,
-    fixed_parameters,
     init_exponent,
     parameter_names,
     trained,
 )
 from tpcompile.parametrization.report import largest_exponent
 from tpcompile.parametrization.sizes import ZERO
-from tpcompile.parametrization.ties import excess, grown_parameters, grown_uses, shared
+from tpcompile.parametrization.ties import excess, grown_uses, shared
 
 _MOST_ROUNDS, _MOST_TIES, _MOST_LOWERED = 40, 8, 2
 _FAR = Fraction(3)  # a bound beyond is none that a learning rate is changed by while others are known
@@ -131,7 +130,7 @@ def moved(start: Measurement, several: Mapping[str, int]) -> Measurement:
     setup, latest = start.capture, start
     names = [name for name in parameter_names(setup) if trained(setup, name)]
     random = [name for name in parameter_names(setup) if init_exponent(setup, name) != -math.inf]
-    growing = grown_parameters(setup)
+    growing = setup.grown_parameters
     lowered: Counter[str] = Counter()  # how often initial values were too large: what grows again is not raised again
     late: frozenset[str] = frozenset()  # parameters whose effect is larger at a later step than at the first
     moves: dict[str, Shift] = {}
@@ -198,12 +197,11 @@ def _first_effects(setup: Capture, sizes: Sizes, names: Sequence[str]) -> dict[s
 
     A parameter of no growing axis, as a scale of logits that are small at first, moves by Θ(1) at the most.
     """
-    fixed = fixed_parameters(setup)
     moves = {}
     for name in names:
         t = _first_step(setup, sizes, name)
         first = sizes["effect", name, t].bound if t else -math.inf
-        if t and name in fixed:
+        if t and name not in setup.grown_parameters:
             first = max(first, sizes["update", name, t].bound + _behind(setup, name, t))
         if math.isfinite(first) and first != 0:
             moves[name] = Shift(rate=Fraction(first))

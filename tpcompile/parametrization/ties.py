@@ -60,12 +60,6 @@ def _decided(sizes: Sizes, quantity: str, name: str, step: int, use: int) -> Exp
     return None if size is None else size.exponent
 
 
-def grown_parameters(setup: Capture) -> frozenset[str]:
-    """Parameters that have an axis that grows with the width."""
-    kept = (node for node in setup.nodes if node.kind == "parameter" and any(size.power for size in node.shape or ()))
-    return frozenset(str(node.target) for node in kept)
-
-
 def grown_uses(setup: Capture, name: str) -> list[int]:
     """Which of the operations that use a parameter have an output that grows with the width."""
     return [
